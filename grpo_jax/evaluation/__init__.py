@@ -1,0 +1,1 @@
+"""Held-out accuracy: greedy, mean, pass@k and maj@k, with intervals."""

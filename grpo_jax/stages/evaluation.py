@@ -1,0 +1,146 @@
+"""Held-out evaluation of a policy: records and numbers on disk, and the table of before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from grpo_jax.config import EvaluationConfig
+from grpo_jax.evaluation.evaluate import Graded, Sampled, grade_samples, measures, records
+from grpo_jax.reporting.files import to_json, write_atomically
+from grpo_jax.reporting.progress import Progress
+from grpo_jax.rewards.extract import extract_answer
+from grpo_jax.rewards.reward import Reward, load_reward
+from grpo_jax.rewards.score import score
+from grpo_jax.sharding import global_to_host
+from grpo_jax.stages.programs import sampling_program
+from grpo_jax.stages.run import Run
+from grpo_jax.stages.sources import load_problems
+from grpo_jax.types import Problem
+
+# Folded into the run's seed, so that evaluation does not draw the noise of training.
+EVALUATION_STREAM = 1_000_003
+
+
+class Evaluator(NamedTuple):
+    """The held-out problems and the compiled programs, shared by all evaluations of a run."""
+
+    run: Run
+    problems: Sequence[Problem]
+    reward: Reward
+    greedy: Callable[..., Any]
+    sampled: Callable[..., Any]
+
+
+def prepare(run: Run) -> Evaluator:
+    """Read the held-out problems and check the batch, before device memory is taken."""
+    c: EvaluationConfig = run.config.evaluation
+    run.check_batch("evaluation.batch_prompts", c.batch_prompts)
+    problems = load_problems(run, c.source)
+    run.note(f"evaluation: {len(problems)} held-out problems, greedy and {c.num_samples} samples each")
+    return Evaluator(
+        run=run,
+        problems=problems,
+        reward=load_reward(c.reward),
+        greedy=sampling_program(run.model, run.sampling(c.sampling, 1, greedy=True)),
+        sampled=sampling_program(run.model, run.sampling(c.sampling, c.num_samples)),
+    )
+
+
+def evaluate(evaluator: Evaluator, params: Any, advance: Callable[[int], None]) -> tuple[Graded, Graded]:
+    """Greedy and sampled completions of all problems, graded."""
+    c: EvaluationConfig = evaluator.run.config.evaluation
+    key = jax.random.fold_in(jax.random.key(evaluator.run.config.seed), EVALUATION_STREAM)
+    greedy, sampled = (
+        grade_samples(
+            evaluator.problems,
+            n,
+            batch_prompts=c.batch_prompts,
+            sample=lambda indices, program=program: draw(evaluator, program, params, key, indices),
+            judge=lambda problems, texts, n=n: judge(evaluator, problems, texts, n),
+            extract=extract_answer,
+            advance=advance,
+        )
+        for n, program in ((1, evaluator.greedy), (c.num_samples, evaluator.sampled))
+    )
+    return greedy, sampled
+
+
+def draw(
+    evaluator: Evaluator, program: Callable[..., Any], params: Any, key: Any, indices: np.ndarray
+) -> Sampled:
+    """Completions of some problems by a compiled program; the noise of a problem does not depend on its batch."""
+    run = evaluator.run
+    rollout = program(params, run.prompts(evaluator.problems, indices), key, 0)
+    rollout = run.end_at_stop(rollout, run.config.evaluation.sampling.stop)
+    mask, finished = global_to_host((rollout.completion_mask, rollout.finished))
+    return Sampled(run.texts(rollout), mask.sum(-1), finished)
+
+
+def judge(
+    evaluator: Evaluator, problems: Sequence[Problem], texts: list[str], num_samples: int
+) -> np.ndarray:
+    """Rewards [P, n] of completions, NaN where they cannot be judged."""
+    run = evaluator.run
+    scored = score(
+        problems,
+        texts,
+        [evaluator.reward],
+        run.workers,
+        num_generations=num_samples,
+        conversational=run.conversational,
+    )
+    return np.asarray(scored.parts)[0]
+
+
+def run_evaluation(evaluator: Evaluator, params: Any, name: str, title: str) -> dict[str, Any]:
+    """Evaluate a policy once and keep the result as evaluation/<name>.json with one record a problem beside it."""
+    run, c = evaluator.run, evaluator.run.config.evaluation
+    with (
+        Progress(f"evaluation {name}", total=2 * len(evaluator.problems)) as progress,
+        progress.phase("evaluate"),
+    ):
+        greedy, sampled = evaluate(evaluator, params, lambda count: progress.advance(steps=count))
+    result = {
+        "name": name,
+        "title": title,
+        "num_problems": len(evaluator.problems),
+        "num_samples": c.num_samples,
+        "temperature": c.sampling.temperature,
+        "unjudged": int(sampled.unjudged.sum() + greedy.unjudged.sum()),
+        "truncated": float(1.0 - sampled.finished.mean()),
+        "mean_length": float(sampled.lengths.mean()),
+        "metrics": measures(greedy, sampled, c.k, seed=run.config.seed),
+    }
+    lines = "".join(to_json(record) + "\n" for record in records(evaluator.problems, sampled))
+    write_atomically(result_path(run, name).with_suffix(".samples.jsonl"), lines)
+    write_atomically(result_path(run, name), json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def in_loop(evaluator: Evaluator) -> Callable[[Any], dict[str, float]]:
+    """`params -> {"eval/greedy": ..., "eval/mean@8": ...}` for the log of a training stage."""
+    c: EvaluationConfig = evaluator.run.config.evaluation
+
+    def held_out(params: Any) -> dict[str, float]:
+        greedy, sampled = evaluate(evaluator, params, lambda count: None)
+        numbers = measures(greedy, sampled, c.k, seed=evaluator.run.config.seed)
+        return {f"eval/{name}": entry["value"] for name, entry in numbers.items()}
+
+    return held_out
+
+
+def result_path(run: Run, name: str) -> Path:
+    """Where the result of an evaluation lies."""
+    return run.stage("evaluation") / f"{name}.json"
+
+
+def read_result(run: Run, name: str) -> dict[str, Any] | None:
+    """The result of an evaluation that was made before, None if it was not."""
+    path = result_path(run, name)
+    return json.loads(path.read_text()) if path.is_file() else None

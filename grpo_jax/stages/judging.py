@@ -1,0 +1,67 @@
+"""From completions to rewards [P, G]: functions of text on the host, functions of arrays on the devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.rewards.combine import combine
+from grpo_jax.rewards.reward import Reward
+from grpo_jax.rewards.score import score
+from grpo_jax.sharding import named
+from grpo_jax.stages.run import Run
+from grpo_jax.types import Problem, Rewards, Rollout
+
+
+class Judged(NamedTuple):
+    """The rewards of a rollout, by part and together."""
+
+    rewards: Rewards  # on the mesh, groups over the batch axis
+    parts: dict[str, np.ndarray]  # each [P, G] f32, NaN = cannot judge
+    outcome: np.ndarray  # [P, G] f32, the weighted sum
+    counts: dict[str, dict[str, int]]  # by reward: ungradable, timeout, error
+
+
+def judge(
+    run: Run, problems: Sequence[Problem], texts: list[str], rollout: Rollout, rewards: Sequence[Reward]
+) -> Judged:
+    """Judge all completions; rewards come in the order of the config.
+
+    Text is judged on every process alike, so that all hold the same numbers.
+    """
+    num_generations = len(texts) // len(problems)
+    on_host = [reward for reward in rewards if reward.host is not None]
+    scored = score(
+        problems,
+        texts,
+        on_host,
+        run.workers,
+        num_generations=num_generations,
+        conversational=run.conversational,
+    )
+    of_text = dict(zip((reward.name for reward in on_host), scored.parts, strict=True))
+    parts = {
+        reward.name: np.asarray(of_text[reward.name])
+        if reward.host is not None
+        else np.asarray(jax.device_get(_array_reward(reward, rollout)))
+        for reward in rewards
+    }
+    weights = np.array([reward.weight for reward in rewards], np.float32)
+    outcome = _combine(jnp.asarray(np.stack(list(parts.values()))), weights)  # [P, G]
+    outcome = np.asarray(jax.device_get(outcome))
+    placed = Rewards(jax.device_put(outcome, named(run.mesh, "batch")))
+    return Judged(placed, parts, outcome, scored.counts)
+
+
+_combine = jax.jit(combine)
+_compiled: dict[Reward, object] = {}
+
+
+def _array_reward(reward: Reward, rollout: Rollout) -> jax.Array:
+    if reward not in _compiled:
+        _compiled[reward] = jax.jit(reward.array)
+    return _compiled[reward](rollout)

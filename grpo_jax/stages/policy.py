@@ -1,0 +1,78 @@
+"""The policy of a run: tokenizer, decoder, and the weights to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from grpo_jax.config import Config
+from grpo_jax.configure import ConfigError, find
+from grpo_jax.data.tokenizer import character_tokenizer, check_vocabulary, eos_ids, load_tokenizer
+from grpo_jax.models.decoder import Decoder, DecoderConfig, from_architecture
+from grpo_jax.models.hf import load_params, read_config, save_params
+from grpo_jax.models.parameters import abstract_params, init_params
+
+
+def open_tokenizer(config: Config, note: Callable[[str], None]) -> Any:
+    """The tokenizer that the config names, or one token for each character of its sources."""
+    name = config.model.tokenizer_name_or_path or config.model.model_name_or_path
+    return load_tokenizer(name, note) if name else character_tokenizer(alphabet(config))
+
+
+def alphabet(config: Config) -> str:
+    """All characters of the sources, their templates included.
+
+    Raises `ConfigError` for a source whose characters are not known beforehand.
+    """
+    sections = [section for section in (config.sft, config.rl, config.evaluation) if section]
+    characters = set(config.prompt.template.replace("{question}", "") + config.prompt.suffix)
+    for source in (section.source for section in sections):
+        module = find("data.sources", source.kind)
+        if not hasattr(module, "alphabet"):
+            raise ConfigError(
+                f"model: a policy from scratch on source {source.kind!r} needs model.tokenizer_name_or_path; only "
+                "source arithmetic knows its characters beforehand"
+            )
+        characters |= set(module.alphabet(source))
+    return "".join(sorted(characters))
+
+
+def open_decoder(config: Config, tokenizer: Any) -> Decoder:
+    """The decoder of the config: from a Hugging Face config.json, or from `model.architecture`."""
+    m = config.model
+    options = {"dtype": m.dtype, "remat": m.remat, "scan_layers": m.scan_layers}
+    if m.model_name_or_path:
+        decoder_config = read_config(m.model_name_or_path, **options)
+    else:
+        decoder_config = from_architecture(m.architecture, vocab_size=len(tokenizer), **options)
+    check_vocabulary(tokenizer, decoder_config.vocab_size)
+    return Decoder(decoder_config)
+
+
+def completion_ends(config: Config, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a completion: the tokenizer's, and all of the model's generation config."""
+    return eos_ids(tokenizer, config.model.model_name_or_path)
+
+
+def initial_params(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
+    """The weights that the pipeline starts from, created sharded."""
+    if config.model.model_name_or_path:
+        return load_params(config.model.model_name_or_path, decoder, mesh)
+    return init_params(decoder, jax.random.key(config.seed), mesh)
+
+
+def abstract(decoder: DecoderConfig, mesh: Mesh) -> Any:
+    """Shapes and shardings of the weights; raises `ShardingError` if the mesh does not divide one."""
+    return abstract_params(decoder, mesh)
+
+
+def export(params: Any, decoder: DecoderConfig, tokenizer: Any, ends: tuple[int, ...], path: Path) -> None:
+    """Write the policy as a Hugging Face directory, in the type it was computed in, unless it is there already."""
+    if path.exists():
+        return
+    ids = {"eos_token_id": list(ends), "pad_token_id": tokenizer.pad_token_id}
+    save_params(params, decoder, tokenizer, path, dtype=decoder.dtype, generation_config=ids)

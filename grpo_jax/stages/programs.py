@@ -1,0 +1,100 @@
+"""The compiled programs of the stages: where `jax.jit` appears, with shardings and donation in view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax import Array
+
+from grpo_jax.algorithms.algorithm import Algorithm, make_experience
+from grpo_jax.config import RLConfig, SFTConfig
+from grpo_jax.models.decoder import Decoder
+from grpo_jax.sampler.sample import Sampling, sample
+from grpo_jax.sharding import replicated
+from grpo_jax.stages.run import Run
+from grpo_jax.training.optimizer import decayed
+from grpo_jax.training.state import abstract_state, state_shardings
+from grpo_jax.training.step import rollout_logprobs, train_step
+from grpo_jax.training.supervised import supervised_step
+from grpo_jax.types import Prompts, Rollout
+
+
+class RLPrograms(NamedTuple):
+    """Everything that runs on the devices in the RL stage; each compiles once."""
+
+    sample: Callable[[Any, Prompts, Array, int], Rollout]  # params, prompts, run key, step
+    logprobs: Callable[[Any, Rollout], Array]
+    experience: Callable[..., Any]
+    update: Callable[..., Any]  # donates the state
+    freeze: Callable[[Any], Any]
+
+
+def sampling_program(model: Decoder, sampling: Sampling) -> Callable[[Any, Prompts, Array, int], Rollout]:
+    """`(params, prompts, run key, step) -> Rollout`; the step's key is folded from the run's, which never changes."""
+
+    @jax.jit
+    def program(params: Any, prompts: Prompts, key: Array, step: int) -> Rollout:
+        return sample(model, params, prompts, jax.random.fold_in(key, step), sampling=sampling)
+
+    return program
+
+
+def freeze_program(model: Decoder) -> Callable[[Any], Any]:
+    """A copy of parameters that are only read, matrices in the type in which they are used.
+
+    Norms and biases stay float32, so that the copy computes exactly what the original does.
+    """
+
+    @jax.jit
+    def program(params: Any) -> Any:
+        matrices = decayed(params)
+        return jax.tree.map(
+            lambda p, matrix: p.astype(model.config.compute_dtype) if matrix else p + 0, params, matrices
+        )
+
+    return program
+
+
+def rl_programs(
+    run: Run, config: RLConfig, algorithm: Algorithm, optimizer: optax.GradientTransformation, params: Any
+) -> RLPrograms:
+    """The programs of the RL stage for these settings."""
+    scoring = {
+        "model": run.model,
+        "temperature": config.sampling.temperature,
+        "chunk": config.head_chunk,
+        "microbatches": config.microbatches,
+    }
+    update = partial(train_step, **scoring, algorithm=algorithm, optimizer=optimizer)
+    shardings = state_shardings(abstract_state(params, optimizer, run.mesh))
+    return RLPrograms(
+        sample=sampling_program(run.model, run.sampling(config.sampling, config.num_generations)),
+        logprobs=jax.jit(partial(rollout_logprobs, **scoring)),
+        experience=jax.jit(partial(make_experience, algorithm)),
+        update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(run.mesh))),
+        freeze=freeze_program(run.model),
+    )
+
+
+def sft_program(
+    run: Run, config: SFTConfig, optimizer: optax.GradientTransformation, params: Any
+) -> Callable[..., Any]:
+    """`(state, sequences, loss mask) -> (state, metrics)`; donates the state."""
+    step = partial(
+        supervised_step,
+        model=run.model,
+        optimizer=optimizer,
+        chunk=config.head_chunk,
+        microbatches=config.microbatches,
+    )
+    shardings = state_shardings(abstract_state(params, optimizer, run.mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(run.mesh)))
+
+
+def compiled(*programs: Callable) -> int:
+    """How many times these programs were compiled; after the first steps the number must stand still."""
+    return sum(program._cache_size() for program in programs)

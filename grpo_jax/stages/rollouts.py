@@ -1,0 +1,119 @@
+"""What is told of a step: its metrics (TRL's names) and its rollouts for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from grpo_jax.algorithms.advantages import dead_groups
+from grpo_jax.data.prompts import prompt_text
+from grpo_jax.reporting.rollouts import rollout_groups, token_texts
+from grpo_jax.rewards.extract import extract_answer
+from grpo_jax.sharding import global_to_host
+from grpo_jax.stages.judging import Judged
+from grpo_jax.stages.run import Run
+from grpo_jax.types import Experience, Problem, Rollout
+
+
+def metrics(
+    rollout: Rollout, judged: Judged, updates: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]
+) -> dict[str, float]:
+    """The numbers of one step, of its rollout, rewards, updates (a mean over them) and phases."""
+    mask, finished = (np.asarray(x) for x in global_to_host((rollout.completion_mask, rollout.finished)))
+    lengths = mask.sum(-1)
+    of_updates = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
+    # Sampler and trainer are comparable in the first update only; later the policy has moved.
+    of_updates |= {
+        name: float(value) for name, value in updates[0].items() if name.startswith("logprob_gap/")
+    }
+    prompt_tokens = int(np.asarray(global_to_host(rollout.prompts.sequences.segments)).sum())
+    sample_s = sum(s for name, s in seconds.items() if "sample" in name)
+    train_s = sum(s for name, s in seconds.items() if "train" in name)
+    return (
+        reward_metrics(judged)
+        | {
+            "completions/mean_length": float(lengths.mean()),
+            "completions/min_length": float(lengths.min()),
+            "completions/max_length": float(lengths.max()),
+            "completions/clipped_ratio": float(1.0 - finished.mean()),
+            "num_tokens": int(lengths.sum()) + prompt_tokens,
+            "tokens_per_sec/sample": float(lengths.sum() / max(sample_s, 1e-9)),
+            "tokens_per_sec/train": float((lengths.sum() + prompt_tokens) / max(train_s, 1e-9)),
+            "time/sample_s": sample_s,
+            "time/reward_s": seconds.get("reward", 0.0),
+            "time/train_s": train_s,
+        }
+        | of_updates
+    )
+
+
+def reward_metrics(judged: Judged) -> dict[str, float]:
+    """Means and deviations over what could be judged, the share of groups without signal, and what went wrong."""
+    judgeable = ~np.isnan(judged.outcome)
+    result = {
+        "reward": _mean(judged.outcome),
+        "reward_std": float(
+            np.mean([np.std(g[~np.isnan(g)]) if (~np.isnan(g)).any() else 0.0 for g in judged.outcome])
+        ),
+        "frac_reward_zero_std": float(np.mean(jax.device_get(dead_groups(judged.outcome)))),
+        "frac_unjudged": float(1.0 - judgeable.mean()),
+    }
+    for name, part in judged.parts.items():
+        result |= {
+            f"rewards/{name}/mean": _mean(part),
+            f"rewards/{name}/std": float(np.std(part[~np.isnan(part)])),
+        }
+    for name, counts in judged.counts.items():
+        result |= {f"{what}/{name}": float(count) for what, count in counts.items()}
+    return result
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else 0.0
+
+
+def groups(
+    run: Run,
+    step: int,
+    problems: Sequence[Problem],
+    indices: Sequence[int],
+    texts: Sequence[str],
+    rollout: Rollout,
+    experience: Experience,
+    judged: Judged,
+) -> list[dict[str, Any]]:
+    """The groups of a step for the report's browser."""
+    tokens, mask, logprobs, finished, advantages, ref_logprobs = global_to_host(
+        (
+            rollout.completions.tokens,
+            rollout.completion_mask,
+            rollout.logprobs,
+            rollout.finished,
+            experience.advantages,
+            experience.ref_logprobs,
+        )
+    )
+    return rollout_groups(
+        step=step,
+        problem_index=[int(i) for i in indices],
+        questions=[problem.question for problem in problems],
+        prompts=[prompt_text(problem, run.config.prompt, run.tokenizer) for problem in problems],
+        answers=[problem.answer for problem in problems],
+        texts=texts,
+        tokens=[
+            token_texts(row[chosen].tolist(), run.tokenizer.decode)
+            for row, chosen in zip(tokens, mask, strict=True)
+        ],
+        completion_mask=mask,
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        parts=judged.parts,
+        rewards=judged.outcome,
+        advantages=advantages,
+        finished=finished,
+        extracted=[extract_answer(text) for text in texts],
+    )

@@ -1,0 +1,162 @@
+"""What every stage of a run shares: the settings, the mesh, the model and its tokenizer, the grading workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from grpo_jax.config import Config, RLConfig, SamplingConfig, SFTConfig
+from grpo_jax.data.prompts import encode_prompts, uses_chat
+from grpo_jax.models.decoder import Decoder
+from grpo_jax.reporting.files import write_atomically
+from grpo_jax.rewards.workers import Workers
+from grpo_jax.sampler.draw import Distribution
+from grpo_jax.sampler.sample import Sampling
+from grpo_jax.sampler.stop import cut_at_stop
+from grpo_jax.sharding import ShardingError, batch_shards, global_to_host, host_to_global, named
+from grpo_jax.training.checkpoint import Checkpoints
+from grpo_jax.training.interrupt import Interruption
+from grpo_jax.training.manifest import CheckpointError
+from grpo_jax.types import Problem, Prompts, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a pipeline."""
+
+    config: Config
+    directory: Path
+    mesh: Mesh
+    model: Decoder
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    workers: Workers
+    interruption: Interruption
+
+    @property
+    def name(self) -> str:
+        """What trackers call the run."""
+        return self.directory.name
+
+    @property
+    def conversational(self) -> bool:
+        """Whether prompts are conversations, as reward functions written for TRL want to know."""
+        return uses_chat(Problem(question="", answer=""), self.config.prompt, self.tokenizer)
+
+    def sampling(self, config: SamplingConfig, num_generations: int, *, greedy: bool = False) -> Sampling:
+        """The sampler's static settings for a section's `sampling`."""
+        c = config
+        distribution = Distribution(c.temperature, c.top_k, c.top_p, c.min_p)
+        return Sampling(
+            distribution=Distribution(temperature=0.0) if greedy else distribution,
+            num_generations=num_generations,
+            max_completion_length=c.max_completion_length,
+            eos_ids=self.eos_ids,
+            pad_id=self.pad_id,
+        )
+
+    def prompts(self, problems: Sequence[Problem], indices: np.ndarray) -> Prompts:
+        """The prompts of some problems on the mesh, split over the batch axis."""
+        return self.place(encode_prompts(problems, indices, self.config.prompt, self.tokenizer))
+
+    def place(self, tree: Any) -> Any:
+        """Lay host arrays on the mesh, their first axis over the batch shards."""
+        return host_to_global(tree, named(self.mesh, "batch"))
+
+    def check_batch(self, key: str, size: int) -> None:
+        """Refuse a batch that the mesh does not divide, before anything is compiled."""
+        shards = batch_shards(self.mesh)
+        if size % shards:
+            lower, upper = size // shards * shards, (size // shards + 1) * shards
+            raise ShardingError(
+                f"{key}: {size} rows cannot be split over {shards} batch shards (mesh data "
+                f"{self.mesh.shape['data']} x fsdp {self.mesh.shape['fsdp']}); choose "
+                f"{f'{lower} or ' if lower else ''}{upper}, or another mesh"
+            )
+
+    def end_at_stop(self, rollout: Rollout, stop: Sequence[str]) -> Rollout:
+        """Apply stop strings, which need text, and lay the changed rollout on the mesh again."""
+        if not stop:
+            return rollout
+        cut = cut_at_stop(global_to_host(rollout), self.tokenizer.decode, stop, pad_id=self.pad_id)
+        return self.place(cut)
+
+    def texts(self, rollout: Rollout) -> list[str]:
+        """The text of each completion [B], without special tokens."""
+        tokens, mask = global_to_host((rollout.completions.tokens, rollout.completion_mask))
+        rows = [row[chosen].tolist() for row, chosen in zip(tokens, mask, strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def note(self, message: str) -> None:
+        """Tell the user something once; only process 0 speaks."""
+        if jax.process_index() == 0:
+            print(message, flush=True)
+
+    def stage(self, name: str) -> Path:
+        """The directory of a stage."""
+        return self.directory / name
+
+    def checkpoints(self, stage: str, save_total_limit: int | None = None) -> Checkpoints:
+        """A stage's checkpoints, for writing with a limit and for reading without; what is on disk is announced."""
+        return Checkpoints(
+            self.stage(stage) / "checkpoints",
+            save_total_limit,
+            announce=lambda saved: self.note(f"{stage}: step {saved.step} is saved ({saved.seconds:.1f} s)"),
+        )
+
+    def restore(self, checkpoints: Checkpoints, abstract: Any, data: dict[str, Any]) -> tuple[Any, int]:
+        """The newest good checkpoint and its step, or None and 0; says what was passed over and why.
+
+        Raises `CheckpointError` if the problems are not those of the checkpoint: what follows would be others.
+        """
+        newest = checkpoints.latest()
+        for reason in newest.passed_over:
+            self.note(f"passed over: {reason}")
+        if newest.step is None:
+            return None, 0
+        saved = checkpoints.meta(newest.step)["data"]
+        if saved != data:
+            raise CheckpointError(
+                f"{checkpoints.directory / str(newest.step)}: the problems have changed since it was saved "
+                f"({saved} then, {data} now); restore them, or start in another output_dir"
+            )
+        tree, _ = checkpoints.restore(newest.step, abstract)
+        self.note(f"resumed at step {newest.step} of {checkpoints.directory.parent.name}")
+        return tree, newest.step
+
+    def save_if_due(
+        self,
+        checkpoints: Checkpoints,
+        config: SFTConfig | RLConfig,
+        done: int,
+        total: int,
+        state: Any,
+        data: dict[str, Any],
+    ) -> None:
+        """Save after so many steps, at the end, and before stopping on a signal; then stop if there was one."""
+        stop = self.interruption.requested_anywhere()
+        if stop or done == total or (config.save_steps and done % config.save_steps == 0):
+            checkpoints.save(done, state, {"data": data})
+        if stop or done == total:
+            checkpoints.wait()
+        if stop and done < total:
+            raise self.interruption.interrupted(
+                f"stopped after step {done} of {total}, which is saved; the same command goes on from there"
+            )
+
+    def finished_step(self, stage: str) -> int | None:
+        """The last step of a finished stage, None if it is not finished."""
+        path = self.stage(stage) / "done.json"
+        return json.loads(path.read_text())["step"] if path.is_file() else None
+
+    def finish(self, stage: str, step: int) -> None:
+        """Record that a stage is finished; it is not run again."""
+        write_atomically(self.stage(stage) / "done.json", json.dumps({"step": step}) + "\n")

@@ -1,0 +1,1 @@
+"""Updates: optimizer, train state, the policy and the supervised step, checkpoints."""

@@ -1,0 +1,96 @@
+"""Stopping on request: SIGTERM and SIGINT set a flag that a loop asks for at its host-side boundaries.
+
+The loop then saves its last finished step and raises `Interrupted`; what is half done is thrown away and made
+again, bit for bit, on resuming. A second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and did; `exit_code` is 143 after SIGTERM and 130 after SIGINT."""
+
+    exit_code = 143
+
+    def __init__(self, message: str, signum: int = signal.SIGTERM):
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class Interruption:
+    """A context in which SIGTERM and SIGINT only set a flag.
+
+    Python hands a signal to the main thread, which may sit in a compilation for minutes; so a thread reads
+    the signals as well, says at once that the first was heard, and ends the process on the second. Outside
+    the main thread, where Python allows no handlers, the context does nothing.
+    """
+
+    def __init__(self, notice: str = "stopping after this step; a second signal stops at once"):
+        self._notice = notice
+        self._signum: int | None = None
+
+    def __enter__(self) -> Interruption:
+        self._before = None
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._before_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._before = {s: signal.signal(s, self._note) for s in SIGNALS}
+        self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._before is None:
+            return
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(self._before_fd)
+        os.close(self._writer)  # the watcher reads the end of the pipe and ends
+        self._watcher.join()
+        os.close(self._reader)
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process has been asked to stop."""
+        return self._signum is not None
+
+    def requested_anywhere(self) -> bool:
+        """Whether any process has been asked to stop: the same answer on all, so that they leave together.
+
+        Every process must call it at the same point: on several hosts it is a collective.
+        """
+        if jax.process_count() == 1:
+            return self.requested
+        from jax.experimental import multihost_utils
+
+        heard = multihost_utils.process_allgather(np.int32(self._signum or 0))
+        if heard.max() and self._signum is None:
+            self._signum = int(heard.max())
+        return self.requested
+
+    def interrupted(self, message: str) -> Interrupted:
+        """The exception to raise once the last finished step is saved."""
+        return Interrupted(message, self._signum or signal.SIGTERM)
+
+    def _note(self, signum, frame) -> None:
+        self._signum = signum
+
+    def _watch(self) -> None:
+        heard = 0
+        while data := os.read(self._reader, 64):
+            for signum in (s for s in data if s in SIGNALS):
+                heard += 1
+                if heard > 1:
+                    os._exit(128 + signum)
+                os.write(2, f"\n{signal.Signals(signum).name}: {self._notice}\n".encode())

@@ -1,0 +1,75 @@
+"""The directory of a run's checkpoints as folders: which steps there are, whose it is, whether it has room.
+
+A step is a folder whose name is a whole number. Folders that a save or a deletion leaves when it is killed
+have names of their own, so that they are never taken for a step.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from pathlib import Path
+from typing import IO
+
+from grpo_jax.training.manifest import CheckpointError
+
+UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax renames `<step>.orbax-checkpoint-tmp` to `<step>` at the end
+DELETED = ".deleting"
+SPARE = 1.1  # free space asked for, as a multiple of the arrays' bytes
+
+
+def entries(directory: Path) -> tuple[list[int], list[str]]:
+    """Steps, newest first, and the names of other folders that are neither hidden nor leftovers."""
+    if not directory.is_dir():
+        return [], []
+    names = [p.name for p in directory.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    names = sorted(name for name in names if UNFINISHED not in name and not name.endswith(DELETED))
+    steps = [name for name in names if name.isdecimal() and name == str(int(name))]
+    return sorted(map(int, steps), reverse=True), [name for name in names if name not in steps]
+
+
+def claim(directory: Path) -> IO:
+    """Make the directory, lock it against a second run, and remove what a killed run left half done.
+
+    -> the open lock; closing it lets the directory go. Raises `CheckpointError`.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / ".lock", "a+")  # noqa: SIM115 (held for the life of the run)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be written ({error.strerror})") from error
+    try:
+        # A record lock dies with its process and is not inherited by its workers.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise CheckpointError(
+            f"{directory}: another run is writing here; stop it, or choose another output_dir"
+        ) from error
+    for path in (*directory.glob(f"*{UNFINISHED}*"), *directory.glob(f"*{DELETED}")):
+        shutil.rmtree(path, ignore_errors=True)
+    return lock
+
+
+def require_room(directory: Path, size: int) -> None:
+    """Raise `CheckpointError` unless the disk has room for `size` bytes and a tenth more."""
+    needed, free = int(size * SPARE), shutil.disk_usage(directory).free
+    if free < needed:
+        raise CheckpointError(
+            f"{directory}: a checkpoint needs {needed:,} bytes (a tenth to spare), {free:,} are free; "
+            "free some, lower save_total_limit, or choose another output_dir"
+        )
+
+
+def remove(path: Path) -> None:
+    """Delete a step so that a crash half way leaves no half step."""
+    doomed = path.with_name(path.name + DELETED)
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def discard(directory: Path, step: int) -> None:
+    """Remove what a failed save of this step has left, under either name."""
+    for path in (directory / str(step), *directory.glob(f"{step}{UNFINISHED}*")):
+        shutil.rmtree(path, ignore_errors=True)

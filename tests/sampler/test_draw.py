@@ -1,0 +1,109 @@
+"""Drawing: the distribution is the one asked for, and the log-probability is that of what was drawn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax.sampler.draw import Distribution, draw, inverse_cdf, row_keys
+from grpo_jax.sampler.filters import min_p, top_k, top_p
+
+# The 0.999 quantile of chi-square is about dof + 3.1 sqrt(2 dof) + 6 for the sizes used here.
+ROWS = 20_000
+
+
+def chi_square(tokens, probabilities):
+    expected = probabilities * len(tokens)
+    counts = np.bincount(tokens, minlength=len(probabilities))
+    assert counts[probabilities == 0].sum() == 0
+    kept = expected > 5
+    statistic = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
+    dof = kept.sum() - 1
+    assert statistic < dof + 3.1 * np.sqrt(2 * dof) + 6, (statistic, dof)
+
+
+def reference(logits, d):
+    """The distribution by sorting in float64, written independently of the filters."""
+    z = np.asarray(logits, np.float64) / d.temperature
+    order = np.argsort(-z)
+    if d.top_k:
+        z[order[d.top_k :]] = -np.inf
+    p = np.exp(z - z.max())
+    p /= p.sum()
+    if d.top_p < 1:
+        total = 0.0
+        for i in order:
+            if total >= d.top_p:
+                p[i] = 0
+            else:
+                total += p[i]
+        p /= p.sum()
+    if d.min_p > 0:
+        p[p < d.min_p * p.max()] = 0
+        p /= p.sum()
+    return p
+
+
+@pytest.mark.parametrize(
+    "d",
+    [
+        Distribution(),
+        Distribution(temperature=0.5),
+        Distribution(temperature=2.0),
+        Distribution(top_k=5),
+        Distribution(top_p=0.7),
+        Distribution(min_p=0.1),
+        Distribution(temperature=1.3, top_k=40, top_p=0.9, min_p=0.02),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("V", [37, 700])
+def test_frequencies_and_logprobs(d, V):
+    logits = jax.random.normal(jax.random.key(V), (V,)) * 2
+    keys = row_keys(jax.random.key(1), jnp.arange(ROWS // 4), 4)
+    tokens, logprobs = jax.jit(draw, static_argnums=3)(jnp.tile(logits, (ROWS, 1)), keys, jnp.int32(3), d)
+    p = reference(logits, d)
+    chi_square(np.asarray(tokens), p)
+    np.testing.assert_allclose(logprobs, np.log(p[np.asarray(tokens)]), atol=2e-4)
+
+
+def test_greedy_takes_the_first_of_the_likeliest():
+    tokens, logprobs = draw(
+        jnp.array([[0.0, 3.0, 3.0]]), row_keys(jax.random.key(0), jnp.array([0]), 1), 0, Distribution(0.0)
+    )
+    assert int(tokens[0]) == 1 and float(logprobs[0]) == 0.0
+
+
+@pytest.mark.parametrize("V", [3, 256, 257, 5000])
+def test_inverse_cdf_is_the_definition(V):
+    rng = np.random.default_rng(V)
+    p = rng.random((64, V)) * (rng.random((64, V)) < 0.5)
+    p[:, 0] += 1e-3
+    u = rng.random(64)
+    cumulative = np.cumsum(p, -1)
+    exact = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(-1)
+    got = np.asarray(inverse_cdf(jnp.array(p, jnp.float32), jnp.array(u, jnp.float32)))
+    assert np.mean(got == exact) > 0.98  # float32 may move a border by one token
+    assert np.all(p[np.arange(64), got] > 0)
+
+
+@pytest.mark.parametrize("u", [0.0, 1.0 - 2.0**-23, 0.5])
+@pytest.mark.parametrize("where", [0, 255, 256, 599])
+def test_impossible_tokens_are_never_drawn(u, where):
+    p = jnp.zeros((1, 600)).at[0, where].set(1e-30)
+    assert int(inverse_cdf(p, jnp.array([u]))[0]) == where
+
+
+def test_filters_keep_the_likeliest():
+    logits = jnp.array([[1.0, 5.0, 2.0, 4.999]])
+    assert np.isfinite(np.asarray(top_k(logits, 1))).tolist() == [[False, True, False, False]]
+    assert np.isfinite(np.asarray(top_p(logits, 1e-6))).tolist() == [[False, True, False, False]]
+    assert np.isfinite(np.asarray(min_p(logits, 1.0))).tolist() == [[False, True, False, False]]
+    for f, off in ((top_k, 0), (top_k, 9), (top_p, 1.0), (min_p, 0.0)):
+        np.testing.assert_array_equal(f(logits, off), logits)
+
+
+def test_full_support():
+    assert Distribution().full_support and Distribution(temperature=0.7).full_support
+    for d in (Distribution(0.0), Distribution(top_k=3), Distribution(top_p=0.9), Distribution(min_p=0.1)):
+        assert not d.full_support
