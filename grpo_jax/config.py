@@ -1,0 +1,270 @@
+"""The frozen tree of settings: one section a stage, in the order of the paper, each absent or present.
+
+One YAML file is one pipeline; `configure/` reads files and command line into `Config`. A field marked `Kind`
+holds the settings of a file chosen by name: `algorithm: {kind: dapo}` is `grpo_jax/algorithms/dapo.py`, whose
+`Config` class becomes the field's type. Names are TRL's where TRL and Tunix agree; defaults are the paper's
+(arXiv:2402.03300, section 4.2), and the help says where a peer's default differs.
+
+This module imports nothing heavy: `--help` must answer in a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal, dataclass_transform
+
+import pydantic
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def config(cls):
+    """Make `cls` a frozen, keyword-only dataclass that pydantic validates: known keys, finite numbers."""
+    cls.__pydantic_config__ = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Marks a field whose type is the `Config` of `grpo_jax.<package>.<kind>`, or of a dotted module."""
+
+    package: str
+
+
+Positive = Annotated[int, pydantic.Field(gt=0)]
+Count = Annotated[int, pydantic.Field(ge=0)]
+Share = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
+Axis = Annotated[int, pydantic.Field(ge=-1)]
+NonNegative = Annotated[float, pydantic.Field(ge=0.0)]
+
+
+@config
+class ArchitectureConfig:
+    """The shape of a policy that is made here, with random weights (Llama, or Qwen2 with `qkv_bias`)."""
+
+    hidden_size: Positive = 64
+    """Width D of the residual stream."""
+    num_hidden_layers: Positive = 2
+    """Layers L."""
+    num_attention_heads: Positive = 4
+    """Query heads N."""
+    num_key_value_heads: Positive = 4
+    """Key and value heads K; N must be a multiple."""
+    head_dim: Positive = 16
+    """Head width H."""
+    intermediate_size: Positive = 192
+    """Width F of the gated MLP."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rms_norm_eps: float = 1e-6
+    """Added to the mean square before its root."""
+    tie_word_embeddings: bool = True
+    """Whether the output head is the embedding."""
+    qkv_bias: bool = False
+    """Whether query, key and value projections have biases (Qwen2)."""
+
+
+@config
+class ModelConfig:
+    """The policy: a Hugging Face directory or hub name, or an architecture with random weights."""
+
+    model_name_or_path: str | None = None
+    """A directory with config.json and safetensors, or a hub name; None: `architecture`, random weights."""
+    architecture: ArchitectureConfig | None = None
+    """The shape of a policy made from scratch; used only without `model_name_or_path`."""
+    tokenizer_name_or_path: str | None = None
+    """None: the tokenizer beside the weights, or for `architecture` the characters of the problem source."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the matrix products in flight; trained weights and long sums are float32 in any case."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes a layer: nothing, all but matrix products, everything."""
+    scan_layers: bool = True
+    """Compile one layer and loop over it in training; the sampler unrolls small models in any case."""
+
+
+@config
+class MeshConfig:
+    """How the devices are arranged; one size may be -1 and takes what is left."""
+
+    data: Axis = 1
+    """Copies of the parameters, each with its share of the batch."""
+    fsdp: Axis = -1
+    """Shards of parameters, optimizer and batch alike."""
+    tensor: Axis = 1
+    """Shards of heads, mlp and vocabulary."""
+
+
+@config
+class PromptConfig:
+    """From a problem to the text that the policy continues."""
+
+    format: Literal["auto", "chat", "text"] = "auto"
+    """`chat`: the tokenizer's chat template; `text`: `template`; `auto`: chat where the tokenizer has one."""
+    template: str = "{question}"
+    """The prompt of format `text`. DeepSeekMath's is "User: {question}\\n\\nAssistant:"."""
+    suffix: str = ""
+    """Appended to the question, in either format (the paper: "\\nPlease reason step by step, and ...")."""
+    system: str | None = None
+    """System message of format `chat`."""
+    max_prompt_length: Positive = 512
+    """Tokens; all prompts are padded to this length."""
+    overlong_prompts: Literal["error", "drop"] = "error"
+    """What to do with a longer prompt: stop and name it, or leave it out and print how many were."""
+
+
+@config
+class OptimizerConfig:
+    """AdamW with a schedule and clipping by global norm."""
+
+    learning_rate: NonNegative = 1e-6
+    """Peak learning rate (paper, RL: 1e-6; SFT: 5e-5)."""
+    lr_scheduler_type: Literal["constant", "cosine", "linear", "multistep"] = "constant"
+    """After warm-up; `multistep` is the paper's: 31.6 % of the peak after 80 % of the steps, 10 after 90."""
+    min_lr_ratio: Share = 0.0
+    """Where cosine and linear end, as a share of the peak."""
+    warmup_steps: Count = 0
+    """Steps of linear warm-up."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled decay of matrices; norms and biases never decay. (TRL 0.0, verl 0.01, Tunix 0.1.)"""
+    adam_beta1: Decay = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Decay = 0.95
+    """Decay of the second moment (paper 0.95; TRL 0.999)."""
+    adam_epsilon: NonNegative = 1e-8
+    """Added to the root of the second moment."""
+    max_grad_norm: NonNegative = 1.0
+    """Gradients are scaled down to this global norm; 0: no clipping. (Tunix's command line: 0.1.)"""
+
+
+@config
+class SamplingConfig:
+    """How completions are drawn."""
+
+    max_completion_length: Positive = 1024
+    """Tokens, end of sequence included (paper 1024; TRL and verl 512)."""
+    temperature: NonNegative = 1.0
+    """0 is greedy; the trainer scores with the same temperature. (Tunix 0.9.)"""
+    top_k: Count = 0
+    """Keep the k likeliest tokens; 0: all. (Tunix's command line: 50.)"""
+    top_p: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 1.0
+    """Keep the smallest set of likeliest tokens with this mass."""
+    min_p: Share = 0.0
+    """Keep tokens with at least this share of the likeliest token's probability."""
+    stop: tuple[str, ...] = ()
+    """A completion ends after any of these strings."""
+
+
+@config
+class SFTConfig:
+    """Supervised fine-tuning on demonstrations, loss on the completion only (arXiv:2402.03300, eq. 6)."""
+
+    source: Annotated[Any, Kind("data.sources")]
+    """Problems with solutions, prompt/completion pairs or conversations."""
+    max_steps: Positive = 500
+    """Updates (paper 500)."""
+    batch_size: Positive = 256
+    """Rows an update; with packing a row holds several examples (paper 256)."""
+    max_length: Positive = 4096
+    """Tokens a row (paper 4096)."""
+    packing: bool = True
+    """Put several examples in a row; they do not see one another."""
+    overlong_examples: Literal["error", "drop", "truncate"] = "error"
+    """What to do with an example longer than `max_length`."""
+    microbatches: Positive = 1
+    """Parts into which an update's rows are split to save memory; the gradient is the same."""
+    head_chunk: Positive = 128
+    """Time steps whose logits are in memory at once."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
+    """AdamW; the paper's SFT has a constant 5e-5."""
+    logging_steps: Positive = 10
+    """A line of metrics every so many steps."""
+    save_steps: Count = 100
+    """A checkpoint every so many steps, and one at the end; 0: only at the end."""
+    save_total_limit: Positive = 2
+    """Checkpoints kept; the newest is always among them."""
+
+
+@config
+class RLConfig:
+    """Reinforcement from rewards: Algorithm 1 of arXiv:2402.03300."""
+
+    source: Annotated[Any, Kind("data.sources")]
+    """The task prompts D."""
+    algorithm: Annotated[Any, Kind("algorithms")]
+    """From rewards to a gradient coefficient for every token."""
+    rewards: Annotated[tuple[Any, ...], Kind("rewards")]
+    """Reward functions; each may have a `weight`, the reward is the weighted sum."""
+    iterations: Positive = 1
+    """Outer iterations I: at the start of each the reference becomes the policy (iterative GRPO)."""
+    max_steps: Positive = 500
+    """Steps M of one outer iteration; a step is one batch of prompts."""
+    prompts_per_step: Positive = 16
+    """Prompts P a step; with num_generations 64 it is the paper's batch of 1024."""
+    num_generations: Annotated[int, pydantic.Field(ge=2)] = 64
+    """Completions G of one prompt (paper 64; TRL 8, Tunix 2)."""
+    num_iterations: Positive = 1
+    """Updates mu on one batch (paper 1)."""
+    microbatches: Positive = 1
+    """Parts into which an update's rows are split to save memory; the gradient is the same."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How completions are drawn."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW; the paper's RL has 1e-6."""
+    head_chunk: Positive = 128
+    """Time steps whose logits are in memory at once when log-probabilities are computed."""
+    max_logprob_gap: NonNegative = 0.05
+    """Stop if the mean gap between the sampler's and the trainer's log-probabilities exceeds this (nats)."""
+    max_skipped_steps: Positive = 5
+    """Stop after so many updates in a row whose gradient was not finite."""
+    logging_steps: Positive = 1
+    """A line of metrics every so many steps."""
+    rollout_steps: Count = 10
+    """Rollouts are kept for the report every so many steps; 0: never."""
+    eval_steps: Count = 0
+    """Held-out evaluation every so many steps, if there is an `evaluation` section; 0: never."""
+    save_steps: Count = 100
+    """A checkpoint every so many steps, and one at the end; 0: only at the end."""
+    save_total_limit: Positive = 2
+    """Checkpoints kept; the newest is always among them."""
+
+
+@config
+class EvaluationConfig:
+    """Held-out accuracy: greedy, and n samples a problem for mean@n, pass@k and maj@k."""
+
+    source: Annotated[Any, Kind("data.sources")]
+    """Held-out problems."""
+    reward: Annotated[Any, Kind("rewards")]
+    """What decides whether a completion is right: a reward above 0.5."""
+    num_samples: Positive = 8
+    """Samples n of one problem."""
+    k: tuple[Positive, ...] = (1, 4, 8)
+    """The k of pass@k and maj@k; none above n."""
+    batch_prompts: Positive = 64
+    """Prompts decoded at once."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Of the n samples; greedy decoding takes its lengths and stops from here."""
+
+
+@config
+class Config:
+    """A pipeline: its sections are run in this order, each from the weights of the one before."""
+
+    output_dir: str = "runs/tiny"
+    """Everything is written below it; the same directory resumes."""
+    seed: Count = 0
+    """Of parameters, data order and sampling."""
+    model: ModelConfig = ModelConfig(architecture=ArchitectureConfig())
+    """The policy."""
+    mesh: MeshConfig = MeshConfig()
+    """The devices."""
+    prompt: PromptConfig = PromptConfig()
+    """From a problem to a prompt."""
+    sft: SFTConfig | None = None
+    """Supervised fine-tuning."""
+    rl: RLConfig | None = None
+    """Reinforcement."""
+    evaluation: EvaluationConfig | None = None
+    """Before and after reinforcement, on held-out problems."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    """Besides metrics.jsonl, which is always written."""

@@ -1,0 +1,106 @@
+"""What must hold between settings, checked before any device is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from grpo_jax.config import Config, EvaluationConfig, ModelConfig, RLConfig, SFTConfig
+from grpo_jax.configure.documents import ConfigError
+
+STAGES = tuple(field.name for field in dataclasses.fields(Config) if field.default is None)
+
+
+def check(config: Config) -> None:
+    """Raise `ConfigError` for settings that contradict one another, a line for each contradiction."""
+    found = [*_model(config.model), *_pipeline(config)]
+    found += _sft(config.sft) if config.sft is not None else []
+    found += _rl(config.rl) if config.rl is not None else []
+    found += _evaluation(config.evaluation) if config.evaluation is not None else []
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def check_output(config: Config) -> None:
+    """Make output_dir and write a file in it. Raises `ConfigError` naming the path if that fails."""
+    folder = Path(config.output_dir)
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir {config.output_dir!r} cannot be written: {error.strerror} ({error.filename}); "
+            "give another with --output_dir"
+        ) from error
+
+
+def _model(model: ModelConfig) -> Iterator[str]:
+    shape = model.architecture
+    hub = "a hub name such as Qwen/Qwen2.5-0.5B-Instruct"
+    if model.model_name_or_path is None and shape is None:
+        yield "model: there is neither model_name_or_path nor architecture; give one of them"
+    if shape is not None and shape.num_attention_heads % shape.num_key_value_heads:
+        N, K = shape.num_attention_heads, shape.num_key_value_heads
+        yield (
+            f"model.architecture: num_attention_heads {N} is not a multiple of num_key_value_heads {K}; "
+            f"choose a divisor of {N}"
+        )
+    if shape is not None and shape.head_dim % 2:
+        yield f"model.architecture.head_dim is {shape.head_dim}; rotary embeddings need an even number"
+    for name in ("model_name_or_path", "tokenizer_name_or_path"):
+        value = getattr(model, name)
+        if value is not None and _is_path(value) and not Path(value).is_dir():
+            what = "is not a directory" if Path(value).exists() else "does not exist"
+            yield f"model.{name}: {value!r} {what}; give a directory, or {hub}"
+
+
+def _is_path(name: str) -> bool:
+    """Tell a path from a hub name, which is `name` or `owner/name` and not below a directory that is here."""
+    owner, _, rest = name.partition("/")
+    return name.startswith((".", "/", "~")) or "/" in rest or name.endswith("/") or bool(rest and Path(owner).is_dir())
+
+
+def _pipeline(config: Config) -> Iterator[str]:
+    if all(getattr(config, stage) is None for stage in STAGES):
+        yield f"there is nothing to run; write one of the sections {', '.join(STAGES)}"
+    for axis in ("data", "fsdp", "tensor"):
+        if getattr(config.mesh, axis) == 0:
+            yield f"mesh.{axis} is 0; write 1 for no split, or -1 for all devices that are left"
+    if config.prompt.format != "chat" and "{question}" not in config.prompt.template:
+        yield f"prompt.template: {config.prompt.template!r} does not contain {{question}}"
+    if len(set(config.report_to)) < len(config.report_to):
+        yield f"report_to: {', '.join(config.report_to)} names one twice"
+
+
+def _sft(sft: SFTConfig) -> Iterator[str]:
+    if sft.batch_size % sft.microbatches:
+        yield (
+            f"sft: batch_size {sft.batch_size} cannot be cut into {sft.microbatches} equal microbatches; "
+            f"choose a divisor of {sft.batch_size}"
+        )
+
+
+def _rl(rl: RLConfig) -> Iterator[str]:
+    P, G, M = rl.prompts_per_step, rl.num_generations, rl.microbatches
+    if not rl.rewards:
+        yield "rl.rewards is empty; write at least one, for example {kind: accuracy}"
+    if rl.sampling.temperature == 0:
+        yield "rl.sampling.temperature is 0: the completions of a group would be equal; choose one above 0"
+    if P % M and (M % P or G % (M // P)):
+        yield (
+            f"rl: {P} prompts of {G} completions cannot be cut into {M} equal microbatches; "
+            f"choose a divisor of {P}, or {P} times a divisor of {G}"
+        )
+
+
+def _evaluation(evaluation: EvaluationConfig) -> Iterator[str]:
+    n = evaluation.num_samples
+    if over := [k for k in evaluation.k if k > n]:
+        yield (
+            f"evaluation.k: {', '.join(map(str, over))} of pass@k and maj@k is above num_samples {n}; "
+            "draw more samples or leave it out"
+        )

@@ -1,0 +1,80 @@
+"""What may change when a run goes on in its output_dir, and a list of what did."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from grpo_jax.config import Config
+from grpo_jax.configure.checks import STAGES
+from grpo_jax.configure.documents import ConfigError, Key, dotted, read, tree_of
+
+MAY_CHANGE = frozenset(
+    {
+        "batch_prompts",
+        "eval_steps",
+        "head_chunk",
+        "logging_steps",
+        "max_logprob_gap",
+        "max_skipped_steps",
+        "mesh",
+        "microbatches",
+        "output_dir",
+        "remat",
+        "report_to",
+        "rollout_steps",
+        "save_steps",
+        "save_total_limit",
+        "scan_layers",
+    }
+)
+"""Keys and sections that change where and how a run computes, what it reports and when it gives up."""
+
+_ABSENT = object()
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two configs as plain mappings, each as "rl.max_steps: 200 -> 300"."""
+    return [_line(key, a, b) for key, a, b in _differences(old, new)]
+
+
+def check_resume(saved: Path, config: Config, *, started: Collection[str] | None = None) -> list[str]:
+    """Compare the config of a run with the one it is to go on with, and return the differences allowed.
+
+    Allowed is `MAY_CHANGE` and, if `started` is given, any stage not in it, which has computed nothing yet.
+    Raises `ConfigError` with all other differences. Without a saved config there is nothing to compare.
+    """
+    if not saved.exists():
+        return []
+    pending = set() if started is None else set(STAGES) - set(started)
+    allowed, refused = [], []
+    for key, a, b in _differences(read(saved).tree, tree_of(config)):
+        free = key[0] in pending or not MAY_CHANGE.isdisjoint(key)
+        (allowed if free else refused).append(_line(key, a, b))
+    if refused:
+        shown = refused[:12] + ([f"... and {len(refused) - 12} more"] if len(refused) > 12 else [])
+        raise ConfigError(
+            f"{saved}: this run was started with other settings (then -> now):\n"
+            + "".join(f"  {line}\n" for line in shown)
+            + "take them back to go on with it, or give another --output_dir to start anew"
+        )
+    return allowed
+
+
+def _differences(old: Any, new: Any, key: Key = ()) -> Iterator[tuple[Key, Any, Any]]:
+    if isinstance(old, list) and isinstance(new, list) and any(isinstance(v, Mapping) for v in old + new):
+        old, new = ({str(i): v for i, v in enumerate(values)} for values in (old, new))
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(name, _ABSENT), new.get(name, _ABSENT), (*key, name))
+    elif old != new:
+        yield key, old, new
+
+
+def _line(key: Key, old: Any, new: Any) -> str:
+    return f"{dotted(key)}: {_shown(old)} -> {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else repr(value)

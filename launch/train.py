@@ -1,0 +1,70 @@
+"""Run a pipeline: python launch/train.py [config.yaml ...] [--only sft,rl] [--mesh.tensor 4 ...] [--help]
+
+Errors are printed without a traceback unless --debug is given. Exit codes: 1 unexpected, 2 bad input, 3 bad
+checkpoint, 4 the run's health, 130 interrupted from the keyboard, 143 ended by SIGTERM after saving.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from grpo_jax.configure import Command, dump, load
+
+LINES = 20  # of an error message
+
+
+def main(argv: list[str]) -> int:
+    """Run the pipeline of a command line and return the exit code."""
+    try:
+        command = load(argv)
+        if command.print_config:
+            print(dump(command.config, command.origins), end="")
+        else:
+            run(command)
+    except (Exception, KeyboardInterrupt) as error:
+        return explain(error, debug="--debug" in argv)
+    return 0
+
+
+def run(command: Command) -> None:
+    """Start the reward workers' server, then JAX, then the stages."""
+    from grpo_jax.rewards.workers import Workers
+
+    with Workers() as workers:
+        join_cluster(command)
+        from grpo_jax.stages import pipeline
+
+        pipeline.run(command, workers)
+
+
+def join_cluster(command: Command) -> None:
+    """Meet the other processes at `coordinator`; the same command runs on every host."""
+    if command.coordinator is None:
+        return
+    import jax
+
+    if command.coordinator == "auto":
+        jax.distributed.initialize()
+    else:
+        jax.distributed.initialize(command.coordinator, command.num_processes, command.process_id)
+
+
+def explain(error: BaseException, *, debug: bool) -> int:
+    """Print an error, with its traceback if it is unexpected or if asked, and return the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    expected = hasattr(error, "exit_code") or isinstance(error, ValueError | OSError)
+    code = getattr(error, "exit_code", 2 if expected else 1)
+    if debug or not expected:
+        traceback.print_exception(error)
+    else:
+        lines = (str(error) or type(error).__name__).splitlines()
+        lines = lines if len(lines) < LINES else [*lines[: LINES - 2], "... (--debug shows all)"]
+        print("stopped:" if code > 128 else "error:", "\n".join(lines), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
