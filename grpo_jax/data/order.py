@@ -1,0 +1,44 @@
+"""Which problems make up a batch: a pure function of (seed, step), so that nothing has to be saved to
+resume."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+
+class OrderError(ValueError):
+    """There is nothing to draw from."""
+
+
+def batch_indices(num_problems: int, batch: int, *, seed: int, step: int) -> np.ndarray:
+    """Return the problems of a step: places step*batch .. step*batch+batch-1 in the endless row of shuffled
+    epochs.
+
+    Every epoch is a permutation of all problems; a batch may run over the border of two epochs, or hold
+    several epochs where there are fewer problems than `batch`. Result [batch] i64. Raises `OrderError`
+    without problems.
+    """
+    if num_problems < 1:
+        raise OrderError("no problems to draw from: the source is empty, or every problem was left out")
+    places = np.arange(step * batch, (step + 1) * batch)  # [batch]
+    epochs, within = np.divmod(places, num_problems)
+    result = np.empty(batch, np.int64)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        result[chosen] = permutation(num_problems, seed, int(epoch))[within[chosen]]
+    return result
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(num_problems: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of an epoch, [num_problems] i64: the argsort of a Philox stream with key (seed,
+    epoch).
+
+    Raw words of a bit generator never change between NumPy versions, which `Generator.permutation` may.
+    """
+    stream = np.random.Philox(key=np.array([seed, epoch], np.uint64))
+    order = np.argsort(stream.random_raw(num_problems), kind="stable")
+    order.flags.writeable = False
+    return order

@@ -1,0 +1,2 @@
+"""Sources of problems, one kind a file: each has a `Config` and `build(config, seed) ->
+Sequence[Problem]`."""
