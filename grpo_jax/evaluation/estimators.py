@@ -85,9 +85,7 @@ def majority_of_counts(counts: Sequence[int], winners: Sequence[int], unanswered
     for winner in winners:
         others = [v for i, v in enumerate(votes) if i != winner]
         total += sum(
-            share * _win(others, silent, most, k - most)
-            for most, share in enumerate(votes[winner])
-            if most and share
+            share * _win(others, silent, most, k - most) for most, share in enumerate(votes[winner]) if most and share
         )
     return min(total / _binomial(n, k, n)[k], 1.0)
 

@@ -51,7 +51,7 @@ def grade_samples(
     sample: Callable[[np.ndarray], Sampled],
     judge: Callable[[Sequence[Problem], list[str]], np.ndarray],
     extract: Callable[[str], str | None],
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> Graded:
     """Sample and grade all problems in batches of one shape.
 
@@ -67,7 +67,7 @@ def grade_samples(
         rewards.append(judge(chosen, drawn.texts[: real * num_samples]))
         lengths.append(drawn.lengths.reshape(-1, num_samples)[:real])
         finished.append(drawn.finished.reshape(-1, num_samples)[:real])
-        advance(real)
+        advance()
     rewards = np.concatenate(rewards)
     return Graded(
         texts=texts,

@@ -20,7 +20,7 @@ from grpo_jax.rewards.score import score
 from grpo_jax.sharding import global_to_host
 from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
-from grpo_jax.stages.sources import load_problems
+from grpo_jax.stages.sources import load_answered
 from grpo_jax.types import Problem
 
 # Folded into the run's seed, so that evaluation does not draw the noise of training.
@@ -41,7 +41,7 @@ def prepare(run: Run) -> Evaluator:
     """Read the held-out problems and check the batch, before device memory is taken."""
     c: EvaluationConfig = run.config.evaluation
     run.check_batch("evaluation.batch_prompts", c.batch_prompts)
-    problems = load_problems(run, c.source)
+    problems = load_answered(run, c.source)
     run.note(f"evaluation: {len(problems)} held-out problems, greedy and {c.num_samples} samples each")
     return Evaluator(
         run=run,
@@ -52,7 +52,7 @@ def prepare(run: Run) -> Evaluator:
     )
 
 
-def evaluate(evaluator: Evaluator, params: Any, advance: Callable[[int], None]) -> tuple[Graded, Graded]:
+def evaluate(evaluator: Evaluator, params: Any, advance: Callable[[], None]) -> tuple[Graded, Graded]:
     """Greedy and sampled completions of all problems, graded."""
     c: EvaluationConfig = evaluator.run.config.evaluation
     key = jax.random.fold_in(jax.random.key(evaluator.run.config.seed), EVALUATION_STREAM)
@@ -71,9 +71,7 @@ def evaluate(evaluator: Evaluator, params: Any, advance: Callable[[int], None]) 
     return greedy, sampled
 
 
-def draw(
-    evaluator: Evaluator, program: Callable[..., Any], params: Any, key: Any, indices: np.ndarray
-) -> Sampled:
+def draw(evaluator: Evaluator, program: Callable[..., Any], params: Any, key: Any, indices: np.ndarray) -> Sampled:
     """Completions of some problems by a compiled program; the noise of a problem does not depend on its batch."""
     run = evaluator.run
     rollout = program(params, run.prompts(evaluator.problems, indices), key, 0)
@@ -82,9 +80,7 @@ def draw(
     return Sampled(run.texts(rollout), mask.sum(-1), finished)
 
 
-def judge(
-    evaluator: Evaluator, problems: Sequence[Problem], texts: list[str], num_samples: int
-) -> np.ndarray:
+def judge(evaluator: Evaluator, problems: Sequence[Problem], texts: list[str], num_samples: int) -> np.ndarray:
     """Rewards [P, n] of completions, NaN where they cannot be judged."""
     run = evaluator.run
     scored = score(
@@ -128,7 +124,7 @@ def in_loop(evaluator: Evaluator) -> Callable[[Any], dict[str, float]]:
     c: EvaluationConfig = evaluator.run.config.evaluation
 
     def held_out(params: Any) -> dict[str, float]:
-        greedy, sampled = evaluate(evaluator, params, lambda count: None)
+        greedy, sampled = evaluate(evaluator, params, lambda: None)
         numbers = measures(greedy, sampled, c.k, seed=evaluator.run.config.seed)
         return {f"eval/{name}": entry["value"] for name, entry in numbers.items()}
 

@@ -12,7 +12,7 @@ import numpy as np
 from grpo_jax.rewards.combine import combine
 from grpo_jax.rewards.reward import Reward
 from grpo_jax.rewards.score import score
-from grpo_jax.sharding import named
+from grpo_jax.sharding import global_to_host, named
 from grpo_jax.stages.run import Run
 from grpo_jax.types import Problem, Rewards, Rollout
 
@@ -27,22 +27,34 @@ class Judged(NamedTuple):
 
 
 def judge(
-    run: Run, problems: Sequence[Problem], texts: list[str], rollout: Rollout, rewards: Sequence[Reward]
+    run: Run,
+    problems: Sequence[Problem],
+    texts: list[str],
+    rollout: Rollout,
+    rewards: Sequence[Reward],
+    *,
+    step: int,
 ) -> Judged:
     """Judge all completions; rewards come in the order of the config.
 
     Text is judged on every process alike, so that all hold the same numbers.
     """
-    num_generations = len(texts) // len(problems)
+    tokens, mask = global_to_host((rollout.completions.tokens, rollout.completion_mask))
     on_host = [reward for reward in rewards if reward.host is not None]
     scored = score(
         problems,
         texts,
         on_host,
         run.workers,
-        num_generations=num_generations,
+        num_generations=len(texts) // len(problems),
+        prompts=[run.prompt_as_seen(problem) for problem in problems],
+        completion_ids=[row[chosen].tolist() for row, chosen in zip(tokens, mask, strict=True)],
         conversational=run.conversational,
+        step=step,
     )
+    if scored.error and scored.error not in _told:
+        _told.add(scored.error)
+        run.note(f"a reward function failed, its items are left out: {scored.error}")
     of_text = dict(zip((reward.name for reward in on_host), scored.parts, strict=True))
     parts = {
         reward.name: np.asarray(of_text[reward.name])
@@ -59,6 +71,7 @@ def judge(
 
 _combine = jax.jit(combine)
 _compiled: dict[Reward, object] = {}
+_told: set[str] = set()
 
 
 def _array_reward(reward: Reward, rollout: Rollout) -> jax.Array:

@@ -20,7 +20,11 @@ from grpo_jax.models.parameters import abstract_params, init_params
 def open_tokenizer(config: Config, note: Callable[[str], None]) -> Any:
     """The tokenizer that the config names, or one token for each character of its sources."""
     name = config.model.tokenizer_name_or_path or config.model.model_name_or_path
-    return load_tokenizer(name, note) if name else character_tokenizer(alphabet(config))
+    return (
+        load_tokenizer(name, note, prompt_format=config.prompt.format)
+        if name
+        else character_tokenizer(alphabet(config))
+    )
 
 
 def alphabet(config: Config) -> str:

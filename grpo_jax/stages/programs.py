@@ -15,7 +15,6 @@ from grpo_jax.config import RLConfig, SFTConfig
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.sampler.sample import Sampling, sample
 from grpo_jax.sharding import replicated
-from grpo_jax.stages.run import Run
 from grpo_jax.training.optimizer import decayed
 from grpo_jax.training.state import abstract_state, state_shardings
 from grpo_jax.training.step import rollout_logprobs, train_step
@@ -60,39 +59,51 @@ def freeze_program(model: Decoder) -> Callable[[Any], Any]:
 
 
 def rl_programs(
-    run: Run, config: RLConfig, algorithm: Algorithm, optimizer: optax.GradientTransformation, params: Any
+    model: Decoder,
+    config: RLConfig,
+    sampling: Sampling,
+    algorithm: Algorithm,
+    optimizer: optax.GradientTransformation,
+    params: Any,
 ) -> RLPrograms:
-    """The programs of the RL stage for these settings."""
+    """The programs of the RL stage for these settings; `params` (arrays or their abstract forms) lie on the mesh."""
     scoring = {
-        "model": run.model,
+        "model": model,
         "temperature": config.sampling.temperature,
         "chunk": config.head_chunk,
         "microbatches": config.microbatches,
     }
     update = partial(train_step, **scoring, algorithm=algorithm, optimizer=optimizer)
-    shardings = state_shardings(abstract_state(params, optimizer, run.mesh))
     return RLPrograms(
-        sample=sampling_program(run.model, run.sampling(config.sampling, config.num_generations)),
+        sample=sampling_program(model, sampling),
         logprobs=jax.jit(partial(rollout_logprobs, **scoring)),
         experience=jax.jit(partial(make_experience, algorithm)),
-        update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(run.mesh))),
-        freeze=freeze_program(run.model),
+        update=update_program(update, optimizer, params),
+        freeze=freeze_program(model) if algorithm.reference else jax.jit(lambda params: {}),
     )
 
 
 def sft_program(
-    run: Run, config: SFTConfig, optimizer: optax.GradientTransformation, params: Any
+    model: Decoder, config: SFTConfig, optimizer: optax.GradientTransformation, params: Any
 ) -> Callable[..., Any]:
     """`(state, sequences, loss mask) -> (state, metrics)`; donates the state."""
     step = partial(
         supervised_step,
-        model=run.model,
+        model=model,
         optimizer=optimizer,
         chunk=config.head_chunk,
         microbatches=config.microbatches,
     )
-    shardings = state_shardings(abstract_state(params, optimizer, run.mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(run.mesh)))
+    return update_program(step, optimizer, params)
+
+
+def update_program(
+    step: Callable[..., Any], optimizer: optax.GradientTransformation, params: Any
+) -> Callable[..., Any]:
+    """A step `(state, ...) -> (state, metrics)` compiled so that the state keeps its layout and its memory."""
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    shardings = state_shardings(abstract_state(params, optimizer, mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def compiled(*programs: Callable) -> int:

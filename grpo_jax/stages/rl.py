@@ -17,7 +17,7 @@ continued training, has nothing to do where rewards are rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,18 +28,18 @@ from grpo_jax.configure import find
 from grpo_jax.data.order import batch_indices
 from grpo_jax.reporting.metrics import MetricsWriter
 from grpo_jax.reporting.progress import Progress
-from grpo_jax.reporting.rollouts import drop_rollouts_after, write_rollouts
-from grpo_jax.rewards.reward import Reward, load_reward
-from grpo_jax.stages import rollouts
-from grpo_jax.stages.judging import judge
-from grpo_jax.stages.programs import compiled, rl_programs
+from grpo_jax.reporting.rollouts import drop_rollouts_after
+from grpo_jax.rewards.reward import Reward, check_rewards, load_rewards
+from grpo_jax.stages.judging import Judged, judge
+from grpo_jax.stages.programs import RLPrograms, compiled, rl_programs
+from grpo_jax.stages.rollouts import keep_rollouts, step_metrics
 from grpo_jax.stages.run import Run
-from grpo_jax.stages.sources import load_problems, source_record
+from grpo_jax.stages.sources import load_answered, source_record
 from grpo_jax.training.health import Health
 from grpo_jax.training.optimizer import learning_rate_at, make_optimizer
 from grpo_jax.training.state import abstract_copy, abstract_state, create_state
 from grpo_jax.training.step import group_cuts
-from grpo_jax.types import Problem
+from grpo_jax.types import Experience, Problem, Rollout, TrainState
 
 
 class Prepared(NamedTuple):
@@ -47,8 +47,28 @@ class Prepared(NamedTuple):
 
     problems: Sequence[Problem]
     algorithm: Algorithm
-    rewards: list[Reward]
+    rewards: tuple[Reward, ...]
     data: dict[str, Any]  # what a checkpoint keeps of the source
+
+
+class Stage(NamedTuple):
+    """What a step needs and does not change."""
+
+    run: Run
+    problems: Sequence[Problem]
+    algorithm: Algorithm
+    rewards: tuple[Reward, ...]
+    programs: RLPrograms
+
+
+class Collected(NamedTuple):
+    """A batch of experience and where it comes from."""
+
+    indices: Sequence[int]  # of the problems
+    rollout: Rollout
+    texts: list[str]
+    judged: Judged
+    experience: Experience
 
 
 def prepare(run: Run) -> Prepared:
@@ -57,80 +77,54 @@ def prepare(run: Run) -> Prepared:
     run.check_batch("rl.prompts_per_step", c.prompts_per_step)
     algorithm = find("algorithms", c.algorithm.kind).build(c.algorithm)
     group_cuts(c.prompts_per_step, c.num_generations, c.microbatches, rows=algorithm.rows)
-    problems = load_problems(run, c.source)
+    rewards = load_rewards(c.rewards)
+    check_rewards(rewards, run.workers)
+    problems = load_answered(run, c.source)
+    steps = c.iterations * c.max_steps
     run.note(
         f"rl: {len(problems)} problems; a step is {c.prompts_per_step} prompts x {c.num_generations} completions = "
         f"{c.prompts_per_step * c.num_generations} rows of at most {c.sampling.max_completion_length} tokens, "
         f"{c.num_iterations} update(s) in {c.microbatches} micro-batch(es); "
-        f"{c.iterations * c.max_steps} steps = {c.iterations * c.max_steps * c.prompts_per_step / len(problems):.2f} epochs"
+        f"{steps} steps = {steps * c.prompts_per_step / len(problems):.2f} epochs"
     )
     if not run.sampling(c.sampling, c.num_generations).distribution.full_support:
         run.note(
             "rl: top_k, top_p, min_p or temperature 0 sample from another distribution than the trainer scores: "
             "the ratio of the two is not 1, and the check of their agreement is off"
         )
-    return Prepared(problems, algorithm, [load_reward(r) for r in c.rewards], source_record(problems))
+    return Prepared(problems, algorithm, rewards, source_record(problems))
 
 
-def train(
-    run: Run, params: Any, prepared: Prepared, evaluate: Callable[[Any], dict[str, float]] | None = None
-) -> Any:
+def train(run: Run, params: Any, prepared: Prepared, evaluate: Callable[[Any], dict[str, float]] | None = None) -> Any:
     """Reinforce `params` from where the stage stands; returns the trained parameters.
 
     `evaluate(params)` gives held-out metrics for the log every `eval_steps`.
     """
     c: RLConfig = run.config.rl
-    problems, algorithm, rewards, data = prepared
     total = c.iterations * c.max_steps
     optimizer = make_optimizer(c.optimizer, total * c.num_iterations)
-    programs = rl_programs(run, c, algorithm, optimizer, params)
-    full_support = run.sampling(c.sampling, c.num_generations).distribution.full_support
-    health = Health(c.max_skipped_steps, c.max_logprob_gap if full_support else None)
-    freeze = programs.freeze if algorithm.reference else lambda params: {}
+    sampling = run.sampling(c.sampling, c.num_generations)
+    programs = rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params)
+    stage = Stage(run, prepared.problems, prepared.algorithm, prepared.rewards, programs)
+    health = Health(c.max_skipped_steps, c.max_logprob_gap if sampling.distribution.full_support else None)
 
     with run.checkpoints("rl", c.save_total_limit) as checkpoints:
-        state = abstract_state(params, optimizer, run.mesh)
-        abstract = {"state": state, "reference": abstract_copy(freeze, state.params)}
-        resumed, start = run.restore(checkpoints, abstract, data)
-        state = (
-            resumed["state"] if resumed else create_state(params, optimizer, run.config.seed, run.mesh)
-        )  # 1
-        reference = resumed["reference"] if resumed else None
-        del params, resumed  # from here on the state's arrays are donated to each update
+        state, reference, start = begin(stage, checkpoints, optimizer, params, prepared.data)
+        del params  # from here on the state's arrays are donated to each update
         drop_rollouts_after(run.stage("rl"), start)
         with (
             MetricsWriter(run.stage("rl"), run.config.report_to, f"{run.name}/rl") as log,
             Progress("rl", total=total, start=start) as progress,
         ):
             log.truncate_after(start)
-            for step in range(start, total):  # 2, 4
-                done = step + 1
+            for step in range(start, total):  # lines 2 and 4
                 if step % c.max_steps == 0:
-                    reference = freeze(state.params)  # 3
-                indices = batch_indices(
-                    len(problems), c.prompts_per_step, seed=run.config.seed, step=step
-                )  # 5
-                batch = [problems[i] for i in indices]
-
-                with progress.phase("compile and sample" if step == start else "sample"):
-                    rollout = programs.sample(
-                        state.params, run.prompts(problems, indices), state.key, step
-                    )  # 7
-                    rollout = run.end_at_stop(rollout, c.sampling.stop)
-                    texts = run.texts(rollout)
-                with progress.phase("reward"):
-                    judged = judge(run, batch, texts, rollout, rewards)  # 8
-                with progress.phase("compile and train" if step == start else "train"):
-                    old = programs.logprobs(state.params, rollout) if c.num_iterations > 1 else None  # 6
-                    ref = programs.logprobs(reference, rollout) if algorithm.reference else None
-                    experience = programs.experience(rollout, judged.rewards, old, ref)  # 9
-                    updates = []
-                    for _ in range(c.num_iterations):  # 10
-                        state, update = programs.update(state, experience)  # 11
-                        updates.append(update)
-                    updates = jax.device_get(updates)
-
-                metrics = rollouts.metrics(rollout, judged, updates, progress.seconds) | {
+                    reference = programs.freeze(state.params)  # 3
+                batch = collect(stage, state, reference, step, progress)  # 5 to 9
+                state, updates = improve(stage, state, batch.experience, progress)  # 10, 11
+                done = step + 1
+                metrics = step_metrics(batch.rollout, batch.judged, updates, progress.seconds)
+                metrics |= {
                     "learning_rate": learning_rate_at(
                         c.optimizer, total * c.num_iterations, done * c.num_iterations - 1
                     ),
@@ -144,11 +138,53 @@ def train(
                 if logged:
                     log.write(done, metrics)
                 if c.rollout_steps and (step % c.rollout_steps == 0 or done == total):
-                    groups = rollouts.groups(run, done, batch, indices, texts, rollout, experience, judged)
-                    write_rollouts(run.stage("rl"), done, groups)
+                    keep_rollouts(run, done, prepared.problems, *batch)
                 with progress.phase("save"):
-                    saved = {"state": state, "reference": reference}
-                    run.save_if_due(checkpoints, c, done, total, saved, data)
+                    run.save_if_due(
+                        checkpoints, c, done, total, {"state": state, "reference": reference}, prepared.data
+                    )
                 progress.advance(metrics if logged else None)
     run.finish("rl", total)
     return state.params
+
+
+def begin(
+    stage: Stage, checkpoints: Any, optimizer: Any, params: Any, data: Mapping[str, Any]
+) -> tuple[TrainState, Any, int]:
+    """The state, the reference and the step to go on from: a checkpoint's, or line 1 of the algorithm."""
+    abstract = abstract_state(params, optimizer, stage.run.mesh)
+    reference = abstract_copy(stage.programs.freeze, abstract.params)
+    resumed, start = stage.run.restore(checkpoints, {"state": abstract, "reference": reference}, data)
+    if resumed:
+        return resumed["state"], resumed["reference"], start
+    return create_state(params, optimizer, stage.run.config.seed, stage.run.mesh), None, 0
+
+
+def collect(stage: Stage, state: TrainState, reference: Any, step: int, progress: Progress) -> Collected:
+    """One exploration: lines 5 to 9 of the algorithm."""
+    run, programs, c = stage.run, stage.programs, stage.run.config.rl
+    indices = batch_indices(len(stage.problems), c.prompts_per_step, seed=run.config.seed, step=step)  # 5
+    batch = [stage.problems[i] for i in indices]
+    with progress.phase("sample"):
+        rollout = programs.sample(state.params, run.prompts(stage.problems, indices), state.key, step)  # 7
+        rollout = run.end_at_stop(rollout, c.sampling.stop)
+        texts = run.texts(rollout)
+    with progress.phase("reward"):
+        judged = judge(run, batch, texts, rollout, stage.rewards, step=step + 1)  # 8
+    with progress.phase("train"):
+        old = programs.logprobs(state.params, rollout) if c.num_iterations > 1 else None  # 6
+        ref = programs.logprobs(reference, rollout) if stage.algorithm.reference else None
+        experience = programs.experience(rollout, judged.rewards, old, ref)  # 9
+    return Collected(indices, rollout, texts, judged, experience)
+
+
+def improve(
+    stage: Stage, state: TrainState, experience: Experience, progress: Progress
+) -> tuple[TrainState, list[dict[str, Any]]]:
+    """The updates on one batch: lines 10 and 11; their metrics come to the host."""
+    updates = []
+    with progress.phase("train"):
+        for _ in range(stage.run.config.rl.num_iterations):
+            state, update = stage.programs.update(state, experience)
+            updates.append(update)
+        return state, jax.device_get(updates)

@@ -10,7 +10,7 @@ import numpy as np
 
 from grpo_jax.algorithms.advantages import dead_groups
 from grpo_jax.data.prompts import prompt_text
-from grpo_jax.reporting.rollouts import rollout_groups, token_texts
+from grpo_jax.reporting.rollouts import rollout_groups, token_texts, write_rollouts
 from grpo_jax.rewards.extract import extract_answer
 from grpo_jax.sharding import global_to_host
 from grpo_jax.stages.judging import Judged
@@ -18,7 +18,7 @@ from grpo_jax.stages.run import Run
 from grpo_jax.types import Experience, Problem, Rollout
 
 
-def metrics(
+def step_metrics(
     rollout: Rollout, judged: Judged, updates: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]
 ) -> dict[str, float]:
     """The numbers of one step, of its rollout, rewards, updates (a mean over them) and phases."""
@@ -26,9 +26,7 @@ def metrics(
     lengths = mask.sum(-1)
     of_updates = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
     # Sampler and trainer are comparable in the first update only; later the policy has moved.
-    of_updates |= {
-        name: float(value) for name, value in updates[0].items() if name.startswith("logprob_gap/")
-    }
+    of_updates |= {name: float(value) for name, value in updates[0].items() if name.startswith("logprob_gap/")}
     prompt_tokens = int(np.asarray(global_to_host(rollout.prompts.sequences.segments)).sum())
     sample_s = sum(s for name, s in seconds.items() if "sample" in name)
     train_s = sum(s for name, s in seconds.items() if "train" in name)
@@ -76,17 +74,18 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else 0.0
 
 
-def groups(
+def keep_rollouts(
     run: Run,
     step: int,
-    problems: Sequence[Problem],
+    source: Sequence[Problem],
     indices: Sequence[int],
-    texts: Sequence[str],
     rollout: Rollout,
-    experience: Experience,
+    texts: Sequence[str],
     judged: Judged,
-) -> list[dict[str, Any]]:
-    """The groups of a step for the report's browser."""
+    experience: Experience,
+) -> None:
+    """Write the groups of a step for the report's browser."""
+    problems = [source[int(i)] for i in indices]
     tokens, mask, logprobs, finished, advantages, ref_logprobs = global_to_host(
         (
             rollout.completions.tokens,
@@ -97,7 +96,7 @@ def groups(
             experience.ref_logprobs,
         )
     )
-    return rollout_groups(
+    groups = rollout_groups(
         step=step,
         problem_index=[int(i) for i in indices],
         questions=[problem.question for problem in problems],
@@ -105,8 +104,7 @@ def groups(
         answers=[problem.answer for problem in problems],
         texts=texts,
         tokens=[
-            token_texts(row[chosen].tolist(), run.tokenizer.decode)
-            for row, chosen in zip(tokens, mask, strict=True)
+            token_texts(row[chosen].tolist(), run.tokenizer.decode) for row, chosen in zip(tokens, mask, strict=True)
         ],
         completion_mask=mask,
         logprobs=logprobs,
@@ -117,3 +115,4 @@ def groups(
         finished=finished,
         extracted=[extract_answer(text) for text in texts],
     )
+    write_rollouts(run.stage("rl"), step, groups)

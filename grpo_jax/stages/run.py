@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grpo_jax.config import Config, RLConfig, SamplingConfig, SFTConfig
-from grpo_jax.data.prompts import encode_prompts, uses_chat
+from grpo_jax.data.prompts import encode_prompts, prompt_messages, prompt_text, uses_chat
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.reporting.files import write_atomically
 from grpo_jax.rewards.workers import Workers
@@ -66,6 +66,12 @@ class Run:
     def prompts(self, problems: Sequence[Problem], indices: np.ndarray) -> Prompts:
         """The prompts of some problems on the mesh, split over the batch axis."""
         return self.place(encode_prompts(problems, indices, self.config.prompt, self.tokenizer))
+
+    def prompt_as_seen(self, problem: Problem) -> Any:
+        """The prompt as reward functions get it: the text, or the messages of a conversation."""
+        if uses_chat(problem, self.config.prompt, self.tokenizer):
+            return prompt_messages(problem, self.config.prompt, self.tokenizer)
+        return prompt_text(problem, self.config.prompt, self.tokenizer)
 
     def place(self, tree: Any) -> Any:
         """Lay host arrays on the mesh, their first axis over the batch shards."""

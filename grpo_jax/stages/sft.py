@@ -58,7 +58,7 @@ def train(run: Run, params: Any, prepared: Prepared) -> Any:
     """Fine-tune `params` from where the stage stands; returns the trained parameters."""
     c: SFTConfig = run.config.sft
     optimizer = make_optimizer(c.optimizer, c.max_steps)
-    update = sft_program(run, c, optimizer, params)
+    update = sft_program(run.model, c, optimizer, params)
     health = Health()
 
     def rows(step: int) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from grpo_jax.configure import find
 from grpo_jax.data.fingerprint import fingerprint
 from grpo_jax.data.prompts import usable
+from grpo_jax.data.rows import check_answers
 from grpo_jax.stages.run import Run
 from grpo_jax.types import Problem
 
@@ -30,10 +31,17 @@ def read_source(run: Run, source: Any) -> Sequence[Problem]:
     return find("data.sources", source.kind).build(source, run.config.seed)
 
 
-def load_problems(run: Run, source: Any, note: Callable[[str], None] = print) -> Sequence[Problem]:
-    """The problems of a source that have a usable prompt; `note` is told what was left out."""
+def load_problems(run: Run, source: Any) -> Sequence[Problem]:
+    """The problems of a source that have a usable prompt; says how many were left out."""
     problems = read_source(run, source)
-    return Selected(problems, usable(problems, run.config.prompt, run.tokenizer, note))
+    return Selected(problems, usable(problems, run.config.prompt, run.tokenizer, run.note))
+
+
+def load_answered(run: Run, source: Any) -> Sequence[Problem]:
+    """The problems of a source that have a usable prompt; each must have a reference answer to be judged by."""
+    problems = load_problems(run, source)
+    check_answers(problems)
+    return problems
 
 
 def source_record(problems: Sequence[Problem]) -> dict[str, Any]:
