@@ -1,0 +1,139 @@
+"""Is a predicted answer the reference answer? Right, wrong, or not to be said.
+
+Three stages: what can be decided exactly and cheaply is decided here (`structure.decide`, thousands a second); what
+exceeds the static limits is refused; the rest is algebra for a worker that is killed at its limit. Nothing that a
+model wrote is evaluated at any stage.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Sequence
+from enum import Enum
+from functools import cache
+from typing import Literal, NamedTuple
+
+from grpo_jax.rewards import limits, symbolic
+from grpo_jax.rewards.extract import extract_answer
+from grpo_jax.rewards.normal import MAX_LENGTH, latex, normalise
+from grpo_jax.rewards.quantity import read_quantity
+from grpo_jax.rewards.structure import decide
+from grpo_jax.rewards.words import read_words
+from grpo_jax.rewards.workers import Outcome, Workers
+
+MEMORY = 512 << 20  # bytes of address space for one comparison; about 70 MiB of it are Python and sympy
+TIME_LIMIT = 3.0  # seconds for one comparison
+
+
+class Grade(Enum):
+    """The three outcomes."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNGRADABLE = "ungradable"
+
+
+RIGHT, WRONG, UNGRADABLE = Grade.RIGHT, Grade.WRONG, Grade.UNGRADABLE
+
+
+class Verdict(NamedTuple):
+    """A grade with its reason; `fault` says whether an ungradable answer met the time limit or killed its worker."""
+
+    grade: Grade
+    reason: str
+    fault: Literal["", "timeout", "error"] = ""
+
+
+def grade(prediction: str | None, gold: str, workers: Workers | None = None) -> Verdict:
+    """Judge one answer against the reference; without `workers` a worker of this process is used, made at need.
+
+    An empty or missing prediction is wrong, an empty reference makes everything ungradable.
+    """
+    verdict = exact_verdict(prediction, gold)
+    return verdict or grade_all([(prediction, gold)], workers or _own_workers())[0]
+
+
+def grade_all(
+    pairs: Sequence[tuple[str | None, str]],
+    workers: Workers,
+    *,
+    time_limit: float = TIME_LIMIT,
+    total: float | None = None,
+) -> list[Verdict]:
+    """Judge (prediction, gold) pairs; each different pair is judged once, the hard ones in parallel in the workers.
+
+    Args:
+        time_limit: seconds for one symbolic comparison.
+        total: seconds for all of them together; what is not done then is ungradable.
+    """
+    verdicts = {pair: exact_verdict(*pair) for pair in dict.fromkeys(pairs)}
+    hard = [pair for pair, verdict in verdicts.items() if verdict is None]
+    texts = [(_formula(prediction), _formula(gold)) for prediction, gold in hard]
+    outcomes = workers.map(symbolic.compare, texts, time_limit=time_limit, memory=MEMORY, total=total) if hard else []
+    verdicts.update(zip(hard, map(_symbolic_verdict, outcomes), strict=True))
+    return [verdicts[pair] for pair in pairs]
+
+
+def exact_verdict(prediction: str | None, gold: str) -> Verdict | None:
+    """Judge what exact rules can judge, in microseconds and without a worker; None: it needs algebra."""
+    if not gold or not gold.strip():
+        return Verdict(UNGRADABLE, "the reference is empty")
+    if prediction is None or not prediction.strip():
+        return Verdict(WRONG, "no answer")
+    prediction, gold = _answer(prediction), _answer(gold)
+    if prediction is None:
+        return Verdict(WRONG, "no answer: no box, or several different ones")
+    if gold is None:
+        return Verdict(UNGRADABLE, "the reference has several different boxes")
+    if prediction.strip() == gold.strip():
+        return Verdict(RIGHT, "the same text")
+    if len(prediction) > MAX_LENGTH:
+        return Verdict(UNGRADABLE, f"the prediction has {len(prediction)} characters, more than {MAX_LENGTH}")
+    normal_prediction, normal_gold = normalise(prediction), normalise(gold)
+    if not normal_prediction:
+        return Verdict(WRONG, "no answer")
+    same = decide(normal_prediction, normal_gold)
+    if same is not None:
+        values = f"{normal_prediction[:80]} and {normal_gold[:80]}"
+        return Verdict(RIGHT, f"equal: {values}") if same else Verdict(WRONG, f"different: {values}")
+    if (read_words(normal_prediction) is None) != (read_words(normal_gold) is None):
+        return Verdict(UNGRADABLE, "one answer is in words, the other a formula")
+    for name, text in (("reference", normal_gold), ("prediction", normal_prediction)):
+        if refusal := limits.refusal(text):
+            return Verdict(UNGRADABLE, f"the {name} has {refusal}")
+    return None
+
+
+def answer_key(answer: str) -> str:
+    """Name the class of equal answers that an answer belongs to, as far as exact rules see it; for majority votes."""
+    text = normalise(answer)
+    quantity = read_quantity(text)
+    if quantity is None or quantity.percent or quantity.unit:
+        return text.casefold()
+    return str(quantity.value)
+
+
+def _answer(text: str) -> str | None:
+    """Take an answer that is marked as such out of the text around it."""
+    return extract_answer(text) if "\\boxed" in text or "####" in text else text
+
+
+def _formula(text: str) -> str:
+    """Give math-verify the answer as written, without what only wraps it: it has its own normal form."""
+    return latex(_answer(text) or "")
+
+
+def _symbolic_verdict(outcome: Outcome) -> Verdict:
+    if outcome.kind == "value":
+        name, reason = outcome.value
+        return Verdict(Grade(name), reason)
+    if outcome.kind == "timeout":
+        return Verdict(UNGRADABLE, "the symbolic comparison took too long", "timeout")
+    return Verdict(UNGRADABLE, f"the symbolic comparison failed: {outcome.text.strip()[-300:]}", "error")
+
+
+@cache
+def _own_workers() -> Workers:
+    workers = Workers(max_workers=1).__enter__()
+    atexit.register(workers.close)
+    return workers

@@ -1,0 +1,182 @@
+r"""Plain numbers, read exactly: integers, decimals, fractions, mixed numbers, percent, powers of ten, with a unit.
+
+Nothing is evaluated: a fixed grammar turns digits into a `fractions.Fraction`. Policy, where opinion is possible:
+
+| question | answer |
+|---|---|
+| 0.5, 1/2, `\frac12`, 50% | equal, exactly |
+| 50% and 50 | equal: the question said "percent"; but 0.5 and 50 differ |
+| 0.33 and 1/3 | differ; a decimal with four or more digits after the point (0.3333) stands for what rounds to it |
+| 5 cm and 5 | equal; the unit is the question's |
+| 5 cm and 5 kg, 1 m and 1 cm | differ; 1 m and 100 cm are equal |
+| 1,000 and 1{,}000 and 1\,000 | one number; 1,2 is not a number |
+| 2\frac{1}{2} | two and a half |
+| 5x, 3 pi | not plain numbers |
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+from grpo_jax.rewards.units import UNITS, singular
+
+MAX_DIGITS = 400  # of one number; more is not read
+MAX_EXPONENT = 400  # of ten
+ROUNDED_PLACES = 4  # digits after the point from which a decimal may be a rounded value
+
+
+class Quantity(NamedTuple):
+    """An exact value; `places` digits were written after the point (None: not a decimal)."""
+
+    value: Fraction
+    places: int | None = None
+    percent: bool = False
+    unit: str = ""
+
+
+_UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
+_DECIMAL = re.compile(
+    rf"(?P<number>{_UNSIGNED})"
+    r"(?:(?:[eE](?P<e>[+-]?[0-9]{1,3})"
+    r"|(?:\\times|\\cdot|\*|x)10\^(?:\{(?P<braced>[+-]?[0-9]{1,3})\}|(?P<bare>[0-9])))(?![0-9]))?"
+)
+_FRACTION = re.compile(
+    rf"\\frac\{{(?P<top>[+-]?(?:{_UNSIGNED}))\}}\{{(?P<bottom>[+-]?(?:{_UNSIGNED}))\}}"
+    rf"|(?P<top2>{_UNSIGNED})/(?P<bottom2>{_UNSIGNED})(?![0-9.])"
+)
+_MIXED = re.compile(
+    r"(?P<whole>[0-9]{1,9})(?: (?P<top2>[0-9]{1,9})/(?P<bottom2>[0-9]{1,9})"
+    r"|\\frac\{(?P<top>[0-9]{1,9})\}\{(?P<bottom>[0-9]{1,9})\})(?![0-9.])"
+)
+_ABOUT = re.compile(r"^(?:about|approximately|approx\.?|roughly|around|nearly|\\approx|\\sim) ?", re.IGNORECASE)
+_CURRENCY = re.compile(r"^(?:[€£¥]|Rs\.?|RMB|USD|EUR)")  # a dollar sign is gone from the normal form
+_PERCENT = re.compile(r" ?(?:%|percent\b|per cent\b|percentage points?\b)")
+_DEGREES = re.compile(r"\^\\circ|(?: ?degrees?\b)")
+_WORDS = re.compile(r" ?[a-zA-Z\u4e00-\u9fff](?:[a-zA-Z\u4e00-\u9fff /'.()-]|\^[23])*")
+
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen""".split()  # noqa: SIM905
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
+_NUMBER_WORDS = {word: i for i, word in enumerate(_ONES)} | {word: 10 * i for i, word in enumerate(_TENS, start=2)}
+
+# Words after a number that make it something else than so many of a thing.
+_NOT_UNITS = frozenset(
+    """pi sqrt sin cos tan log ln exp theta alpha beta or and plus minus times over mod half third quarter dozen
+    factorial squared cubed choose to than between if not is are was i e x y z n k a b c d hundred thousand million
+    billion trillion but either both infinity root out remainder rest residue""".split()  # noqa: SIM905
+)
+
+
+@lru_cache(maxsize=4096)
+def read_quantity(text: str) -> Quantity | None:
+    r"""Read a normalised answer as one plain number with at most a unit; None: it is something else."""
+    if not text or sum(c.isdigit() for c in text) > MAX_DIGITS:
+        return None
+    rest = _CURRENCY.sub("", _ABOUT.sub("", text, count=1), count=1).lstrip()
+    if rest.startswith("(") and rest.endswith(")") and rest.count("(") == 1 and "," not in rest:
+        rest = rest[1:-1]
+    sign, rest = (-1, rest[1:].lstrip()) if rest.startswith("-") else (1, rest.removeprefix("+").lstrip())
+    found = _read_unsigned(rest)
+    if found is None:
+        return None
+    value, places, end = found
+    return _with_unit(sign * value, places, rest[end:])
+
+
+def _read_unsigned(text: str) -> tuple[Fraction, int | None, int] | None:
+    """Read a number at the start of `text`: its value, places and end."""
+    if match := _MIXED.match(text):
+        top, bottom = int(match["top"] or match["top2"]), int(match["bottom"] or match["bottom2"])
+        if 0 < top < bottom:
+            return int(match["whole"]) + Fraction(top, bottom), None, match.end()
+    if match := _FRACTION.match(text):
+        top, bottom = _decimal(match["top"] or match["top2"]), _decimal(match["bottom"] or match["bottom2"])
+        return (top / bottom, None, match.end()) if bottom else None
+    if match := _DECIMAL.match(text):
+        exponent = int(match["e"] or match["braced"] or match["bare"] or 0)
+        if abs(exponent) > MAX_EXPONENT:
+            return None
+        point = match["number"].find(".")
+        places = None if point < 0 else max(0, len(match["number"]) - point - 1 - exponent)
+        return _decimal(match["number"]) * Fraction(10) ** exponent, places, match.end()
+    return _read_words(text)
+
+
+def _read_words(text: str) -> tuple[Fraction, None, int] | None:
+    match = re.match(r"([a-z]+)(?:[ -]([a-z]+))?(?![a-zA-Z])", text[:40].lower())
+    if not match or match[1] not in _NUMBER_WORDS:
+        return None
+    first, second = _NUMBER_WORDS[match[1]], _NUMBER_WORDS.get(match[2] or "")
+    if second is not None and first >= 20 and 0 < second < 10:
+        return Fraction(first + second), None, match.end()
+    return (Fraction(first), None, match.end(1)) if second is None else None
+
+
+def _decimal(text: str) -> Fraction:
+    return Fraction(text.replace(",", "").rstrip(".") or "0")
+
+
+def _with_unit(value: Fraction, places: int | None, rest: str) -> Quantity | None:
+    scale = re.match(r" ?(hundred|thousand|million|billion|trillion)\b", rest.lower())
+    if scale:
+        value, places, rest = value * 10 ** _SCALES[scale[1]], None, rest[scale.end() :]
+    percent, unit = False, ""
+    if match := _PERCENT.match(rest):
+        percent, rest = True, rest[match.end() :]
+    elif match := _DEGREES.match(rest):
+        unit, rest = "degree", rest[match.end() :]
+    if not rest.strip(" ."):
+        return Quantity(value, places, percent, unit)
+    counted = _read_unit(rest)
+    return None if counted is None else Quantity(value, places, percent, unit or counted)
+
+
+def _read_unit(rest: str) -> str | None:
+    """Read what follows a number as a unit or the things counted; None where it may be mathematics."""
+    if len(rest) > 60 or not _WORDS.fullmatch(rest):
+        return None
+    whole = rest.strip(" .").lower()
+    exact = singular(whole)
+    if exact in UNITS and (len(exact) > 1 or rest[0] == " " or "\u4e00" <= exact <= "\u9fff"):
+        return exact
+    words = re.findall(r"[a-z\u4e00-\u9fff]+", whole)
+    if not words or any(word in _NOT_UNITS for word in words):
+        return None
+    is_word = len(words[0]) >= 3 or "\u4e00" <= words[0][0] <= "\u9fff" or words[0] in UNITS
+    return whole if is_word and (rest[0] == " " or words[0] not in UNITS) else None
+
+
+def equal(a: Quantity, b: Quantity) -> bool:
+    """Whether two quantities are one, by the policy of this module."""
+    size_a = size_b = Fraction(1)
+    if a.unit in UNITS and b.unit in UNITS:
+        (dimension_a, size_a), (dimension_b, size_b) = UNITS[a.unit], UNITS[b.unit]
+        if dimension_a != dimension_b:
+            return False
+    elif a.unit and b.unit and not _same_things(a.unit, b.unit):
+        return False
+    hundredth = Fraction(1, 100)
+    readings = [(hundredth if a.percent else 1, hundredth if b.percent else 1)]
+    if a.percent != b.percent:
+        readings.append((1, 1))
+    return any(_close(a, size_a * x, b, size_b * y) for x, y in readings)
+
+
+def _same_things(a: str, b: str) -> bool:
+    """Whether all words of one unit are in the other: "apples" and "red apples", not "protons" and "neutrons"."""
+    words_a, words_b = ({singular(w).removesuffix("s") for w in re.findall(r"[^ /.()-]+", text)} for text in (a, b))
+    return words_a <= words_b or words_b <= words_a
+
+
+def _close(a: Quantity, scale_a: Fraction, b: Quantity, scale_b: Fraction) -> bool:
+    difference = abs(a.value * scale_a - b.value * scale_b)
+    if difference == 0:
+        return True
+    decimals = [(q.places, scale) for q, scale in ((a, scale_a), (b, scale_b)) if q.places is not None]
+    if not decimals or a.value == 0 or b.value == 0 or min(places for places, _ in decimals) < ROUNDED_PLACES:
+        return False
+    return difference <= max(scale / (2 * 10**places) for places, scale in decimals)

@@ -1,0 +1,96 @@
+"""What a reward is: a name, a weight, and one function of either the host's strings or the device's arrays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from jax import Array
+
+    from grpo_jax.rewards.workers import Workers
+    from grpo_jax.types import Problem, Rollout
+
+CANNOT_JUDGE = float("nan")
+COUNTS = ("ungradable", "timeout", "error", "nonfinite", "fallback")
+"""What is counted for each host reward: completions without a verdict, of which some met the time limit, some an error;
+infinite values, taken for NaN; batches that had to be judged one by one."""
+
+
+class RewardError(ValueError):
+    """A reward function that cannot be used: not found, of wrong shape or type, or failing on every completion."""
+
+    exit_code = 2
+
+
+class Batch(NamedTuple):
+    """What a host reward sees: B = P*G rows, a group contiguous."""
+
+    problems: Sequence[Problem]  # [B]
+    completions: Sequence[str]  # [B]
+    prompts: Sequence[Any]  # [B], strings or lists of messages
+    completion_ids: Sequence[Sequence[int]] | None = None  # [B]
+    conversational: bool = False  # completions go to functions of the user as lists of one assistant message
+    step: int = 0
+
+
+class Part(NamedTuple):
+    """What a host reward says: B numbers, NaN where it cannot judge, with counts and the text of its first error."""
+
+    values: Sequence[float]  # [B]
+    counts: dict[str, int]
+    error: str | None = None
+
+
+class Reward(NamedTuple):
+    """A reward function with its weight; exactly one of `host` and `array` is there.
+
+    `host(batch, workers) -> Part` runs outside of JAX and may use the killable workers; `array(rollout) -> [P, G]`
+    is pure and jitted with `combine`. `check(workers)`, if there, is called once at start and raises `RewardError`.
+    """
+
+    name: str
+    weight: float
+    host: Callable[[Batch, Workers], Part] | None = None
+    array: Callable[[Rollout], Array] | None = None
+    check: Callable[[Workers], None] | None = None
+
+
+def load_reward(config: Any) -> Reward:
+    """Build the reward of one entry of `rl.rewards`; its `kind` names the file.
+
+    Raises `RewardError` if the kind's `build` returns anything else than a reward with exactly one function.
+    """
+    from grpo_jax.configure import find
+
+    reward = find("rewards", config.kind).build(config)
+    if not isinstance(reward, Reward) or (reward.host is None) == (reward.array is None):
+        raise RewardError(
+            f"rewards: build() of kind {config.kind!r} returned {reward!r}; expected a Reward with exactly one of "
+            "host and array"
+        )
+    return reward
+
+
+def load_rewards(configs: Sequence[Any]) -> tuple[Reward, ...]:
+    """Build all rewards; those of one name are numbered, so that each has its own metric."""
+    rewards: list[Reward] = []
+    seen: Counter[str] = Counter()
+    for reward in map(load_reward, configs):
+        seen[reward.name] += 1
+        number = f"_{seen[reward.name]}" if seen[reward.name] > 1 else ""
+        rewards.append(reward._replace(name=reward.name + number))
+    return tuple(rewards)
+
+
+def check_rewards(rewards: Sequence[Reward], workers: Workers) -> None:
+    """Find out at start what can be found out: whether the user's functions exist and load."""
+    for reward in rewards:
+        if reward.check is not None:
+            reward.check(workers)
+
+
+def counted(**counts: int) -> dict[str, int]:
+    """Fill in zeros for what did not happen."""
+    return dict.fromkeys(COUNTS, 0) | counts

@@ -1,0 +1,226 @@
+r"""Answers with parts: lists, sets, tuples, intervals, choices, words, "x = ..."; compared part by part.
+
+Each rule decides only what it can be sure of and otherwise says None, "not decided": then `symbolic.py` is asked.
+Policy, where opinion is possible:
+
+| question | answer |
+|---|---|
+| (1,2) and [1,2] | differ |
+| {1,2}, {2,1} and the list 2, 1 | equal: a set and a list have no order; 1, 1, 2 is the set of 1 and 2 |
+| (1,2) and (2,1) | differ; the list 1, 2 is taken for the tuple (1,2), 2, 1 is not |
+| True, False and False, True | differ: a list of words has an order |
+| 3 and 1, 2, 3 | differ: one answer is not a list that has it |
+| x = 5 and 5 | equal; x = 5 and y = 5 differ |
+| A, (A), A. x+1 | one choice, where the reference is a letter |
+| Thursday, thursday | equal; words are compared, never taken for products of letters |
+| 11_8 and 11 | equal: the base is the question's; 11_8 and 11_9 differ |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from grpo_jax.rewards.normal import normalise
+from grpo_jax.rewards.quantity import equal, read_quantity
+from grpo_jax.rewards.words import read_words
+
+MAX_ITEMS = 64  # of lists that are compared
+MAX_DEPTH = 3  # of lists in lists
+
+
+class Items(NamedTuple):
+    """A list with its brackets, ("", "") for a bare one."""
+
+    opening: str
+    items: tuple[str, ...]
+    closing: str
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the order of the items matters."""
+        return self.opening not in ("", r"\{")
+
+
+Decide = Callable[[str, str], bool | None]
+
+_SEPARATOR = re.compile(r"[,;、]|(?<![a-zA-Z\\])(?:and|or|和|或)(?![a-zA-Z])")
+_ASSIGNMENT = re.compile(
+    r"(?P<name>\\?[a-zA-Z][a-zA-Z]{0,9}(?:_[0-9a-zA-Z])?(?:\([a-z]\))?)(?:=|\\in |\\in(?=[\[({\\]))"
+)
+_CHOICE = re.compile(r"(?:(?i:option|choice|answer) ?)?\(?([A-J])[).:]?")
+_CHOICE_AND_TEXT = re.compile(r"\(?([A-J])[).:].*", re.DOTALL)
+_CHOICES = re.compile(r"[A-H]{2,6}")
+_BASE = re.compile(r"(?P<digits>[0-9A-F]{1,60})_(?:\{(?P<braced>[0-9]{1,2})\}|(?P<bare>[0-9]))(?![0-9])")
+
+
+def decide(prediction: str, gold: str, depth: int = 0) -> bool | None:
+    """Whether two normalised answers are one; None: these rules cannot tell.
+
+    The reference's kind decides what may match it, so the order of the arguments matters.
+    """
+    if prediction == gold:
+        return True
+    if gold == "" or prediction == "" or depth > MAX_DEPTH:
+        return None
+    for rule in (_by_choice, _by_number, _by_words, _by_base):
+        verdict = rule(prediction, gold)
+        if verdict is not None:
+            return verdict
+    for rule in (_by_assignment, _by_items):
+        verdict = rule(prediction, gold, lambda a, b: decide(a, b, depth + 1))
+        if verdict is not None:
+            return verdict
+    return None
+
+
+def _by_choice(prediction: str, gold: str) -> bool | None:
+    wanted = _CHOICE.fullmatch(gold)
+    if wanted:
+        given = _CHOICE.fullmatch(prediction) or _CHOICE_AND_TEXT.fullmatch(prediction)
+        return prediction.strip("()") == wanted[1].lower() or bool(given and given[1] == wanted[1])
+    if _CHOICES.fullmatch(gold) and list(gold) == sorted(set(gold)):
+        letters = re.sub(r"[^A-Za-z]|and", "", prediction)
+        return sorted(letters) == list(gold) if re.fullmatch(r"[A-H]+", letters) else None
+    return None
+
+
+def _by_number(prediction: str, gold: str) -> bool | None:
+    wanted = read_quantity(gold)
+    if wanted is None:
+        return None
+    given = read_quantity(prediction)
+    if given is not None:
+        return equal(given, wanted)
+    items = read_items(prediction)
+    if items is not None and len(items.items) > 1:
+        return False
+    is_assignment = "=" in prediction or r"\in" in prediction
+    return False if not is_assignment and read_words(prediction) else None
+
+
+def _by_words(prediction: str, gold: str) -> bool | None:
+    wanted, given = read_words(gold), read_words(prediction)
+    if wanted is None or given is None or gold.startswith(r"\{"):
+        return None  # a set of words has no order
+    return wanted == given
+
+
+def _by_base(prediction: str, gold: str) -> bool | None:
+    wanted, given = _BASE.fullmatch(gold), _BASE.fullmatch(prediction)
+    if wanted and given:
+        bases = [match["braced"] or match["bare"] for match in (wanted, given)]
+        return bases[0] == bases[1] and wanted["digits"] == given["digits"]
+    if wanted and re.fullmatch(r"[0-9A-F]+", prediction):
+        return wanted["digits"] == prediction
+    return None
+
+
+def _by_assignment(prediction: str, gold: str, decide: Decide) -> bool | None:
+    wanted, given = _ASSIGNMENT.match(gold), _ASSIGNMENT.match(prediction)
+    if not (wanted or given):
+        return None
+    right_gold = gold[wanted.end() :] if wanted else gold
+    right_prediction = prediction[given.end() :] if given else prediction
+    if re.search(r"=|\\leq|\\geq|\\ne |[<>]", right_gold + right_prediction):
+        return None
+    if wanted and given and wanted["name"] != given["name"]:
+        return None
+    return decide(right_prediction, right_gold)
+
+
+def read_items(text: str) -> Items | None:
+    r"""Split a normalised list, set, tuple or interval at its top-level separators; None: it is no list."""
+    opening, closing, inner = "", "", text
+    for left, right in ((("(", "["), (")", "]")), ((r"\{",), (r"\}",))):
+        if text.startswith(left) and text.endswith(right):
+            inner = text[len(left[0]) : -len(right[0])]
+            opening, closing = text[: len(left[0])], text[-len(right[0]) :]
+            break
+    parts = _split(inner)
+    if parts is None and opening:
+        # "(1,2),(3,4)" starts and ends with brackets that are not one pair.
+        opening, closing = "", ""
+        parts = _split(text)
+    if parts is None or (len(parts) < 2 and opening != r"\{"):
+        return None
+    return Items(opening, tuple(normalise(part) for part in parts), closing)
+
+
+def _split(text: str) -> list[str] | None:
+    """Cut at separators outside all brackets; None: the brackets do not match."""
+    parts, depth, start, i = [], 0, 0, 0
+    while i < len(text):
+        character = text[i]
+        if character == "\\" and text[i : i + 2] not in (r"\{", r"\}"):
+            i += 2
+            continue
+        if character == "\\":
+            i += 1
+            character = text[i]
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            if depth < 0:
+                return None
+        elif depth == 0 and (match := _SEPARATOR.match(text, i)):
+            if not _is_thousands(text, i):
+                parts.append(text[start:i])
+                start = match.end()
+            i = match.end() - 1
+        i += 1
+    if depth != 0:
+        return None
+    return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+
+
+def _is_thousands(text: str, comma: int) -> bool:
+    """Whether a bare comma stands between thousands: 1,000 but not 1,00."""
+    return bool(
+        text[comma] == ","
+        and re.search(r"(?<![0-9.])[0-9]{1,3}(?:,[0-9]{3})*$", text[max(0, comma - 24) : comma])
+        and re.match(r"[0-9]{3}(?![0-9])", text[comma + 1 : comma + 5])
+    )
+
+
+def _by_items(prediction: str, gold: str, decide: Decide) -> bool | None:
+    wanted, given = read_items(gold), read_items(prediction)
+    if wanted is None or given is None or max(len(wanted.items), len(given.items)) > MAX_ITEMS:
+        return None
+    in_words = wanted.opening == given.opening == "" and any(map(read_words, wanted.items))
+    if not wanted.ordered and not given.ordered and not in_words:
+        return _same_set(given.items, wanted.items, decide)
+    if wanted.opening and given.opening:
+        # Two tuples or intervals, or one of them and a set in braces.
+        same_kind = (wanted.opening, wanted.closing) == (given.opening, given.closing)
+        if not same_kind or len(wanted.items) != len(given.items):
+            return False
+    elif len(wanted.items) != len(given.items):
+        return False
+    elif (wanted.opening, wanted.closing) != ("(", ")") and not in_words:
+        return None
+    return _all(decide(a, b) for a, b in zip(given.items, wanted.items, strict=True))
+
+
+def _all(verdicts) -> bool | None:
+    verdicts = list(verdicts)
+    if any(verdict is False for verdict in verdicts):
+        return False
+    return True if all(verdicts) else None
+
+
+def _same_set(given: tuple[str, ...], wanted: tuple[str, ...], decide: Decide) -> bool | None:
+    """Whether each item of one is in the other."""
+    table = [[decide(a, b) for b in wanted] for a in given]
+    rows = [_any(row) for row in table]
+    columns = [_any(column) for column in zip(*table, strict=True)]
+    return _all(rows + columns)
+
+
+def _any(verdicts) -> bool | None:
+    verdicts = list(verdicts)
+    if any(verdicts):
+        return True
+    return None if None in verdicts else False

@@ -1,0 +1,41 @@
+"""Units of measurement: the dimension of each and its size in the dimension's first unit."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+_TABLE = {
+    "length": """
+        mm=1/1000 cm=1/100 dm=1/10 m=1 km=1000 millimeter=1/1000 centimeter=1/100 meter=1 kilometer=1000
+        millimetre=1/1000 centimetre=1/100 metre=1 kilometre=1000 in=127/5000 inch=127/5000 inche=127/5000
+        ft=381/1250 foot=381/1250 feet=381/1250 yd=1143/1250 yard=1143/1250 mi=201168/125 mile=201168/125
+        毫米=1/1000 厘米=1/100 分米=1/10 米=1 千米=1000 公里=1000""",
+    "mass": """
+        mg=1/1000 g=1 kg=1000 gram=1 kilogram=1000 milligram=1/1000 ton=1000000 tonne=1000000 t=1000000
+        克=1 千克=1000 公斤=1000 吨=1000000""",
+    "mass in ounces": "oz=1 ounce=1 lb=16 pound=16",
+    "time": """
+        ms=1/1000 s=1 sec=1 second=1 min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800
+        秒=1 分钟=60 小时=3600 时=3600 天=86400""",
+    "time in months": "month=1 year=12 月=1 年=12",
+    "volume": "ml=1/1000 milliliter=1/1000 l=1 liter=1 litre=1 毫升=1/1000 升=1",
+    "money": "dollar=1 usd=1 buck=1 cent=1/100 penny=1/100",
+    "angle": "degree=1",
+}
+
+
+def _parsed() -> dict[str, tuple[str, Fraction]]:
+    units = {}
+    for dimension, entries in _TABLE.items():
+        for entry in entries.split():
+            name, size = entry.split("=")
+            units[name] = (dimension, Fraction(size))
+    return units
+
+
+UNITS = _parsed()  # singular, lower case -> (dimension, size)
+
+
+def singular(name: str) -> str:
+    """Drop the plural's s, where the unit is known without it."""
+    return name.removesuffix("s") if name.removesuffix("s") in UNITS else name

@@ -1,0 +1,125 @@
+"""Workers outlive whatever runs in them."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import misbehaviour
+import pytest
+
+from grpo_jax.rewards.workers import Workers
+
+
+def kinds(outcomes):
+    return [outcome.kind for outcome in outcomes]
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (misbehaviour.hang, "timeout"),
+        (misbehaviour.hang_in_c, "timeout"),
+        (misbehaviour.hang_and_ignore_sigterm, "timeout"),
+        (misbehaviour.raise_what_cannot_be_unpickled, "error"),
+        (misbehaviour.leave, "error"),
+        (misbehaviour.die, "error"),
+        (misbehaviour.crash, "error"),
+        (misbehaviour.eat_memory, "error"),
+        (misbehaviour.return_what_cannot_be_pickled, "error"),
+        (misbehaviour.print_much, "value"),
+    ],
+)
+def test_misbehaviour_costs_its_item_only(workers, function, kind):
+    limit = 10.0 if kind == "value" else 0.5
+    start = time.monotonic()
+    outcomes = workers.map(function, [0, 1, 2, 3], time_limit=limit)
+    assert kinds(outcomes) == ["value", kind, "value", "value"], outcomes
+    assert [outcome.value for outcome in outcomes if outcome.kind == "value"][-2:] == [2, 3]
+    assert time.monotonic() - start < limit + 1.0
+    if kind == "error":
+        assert outcomes[1].text
+
+
+def test_children_of_a_killed_worker_die_too(workers):
+    assert kinds(workers.map(misbehaviour.hang_in_a_child, [1], time_limit=0.4)) == ["timeout"]
+    time.sleep(0.3)
+    running = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in running.splitlines() if "sleep 71.25" in line and not line.startswith("Z")]
+
+
+def test_processes_and_descriptors_stay_flat_over_hangs(workers):
+    def state():
+        time.sleep(0.3)
+        return len(os.listdir("/proc/self/fd")), len(workers_alive())
+
+    def workers_alive():
+        return set(filter(lambda pid: Path(f"/proc/{pid}").exists(), seen))
+
+    seen = {outcome.value for outcome in workers.map(misbehaviour.process_id, range(8))}
+    before = state()
+    outcomes = workers.map(misbehaviour.hang, [1] * 20, time_limit=0.1)
+    assert kinds(outcomes) == ["timeout"] * 20
+    seen |= {outcome.value for outcome in workers.map(misbehaviour.process_id, range(8))}
+    after = state()
+    assert after[0] <= before[0] + 2, "file descriptors leak"
+    assert after[1] <= workers.max_workers, "processes leak"
+
+
+def test_the_death_of_an_idle_worker_is_repaired(workers):
+    for pid in {outcome.value for outcome in workers.map(misbehaviour.process_id, range(8))}:
+        os.kill(pid, 9)
+    assert [outcome.value for outcome in workers.map(misbehaviour.double, [1, 2, 3])] == [2, 4, 6]
+    time.sleep(0.3)
+    assert [outcome.value for outcome in workers.map(misbehaviour.double, [1, 2, 3])] == [2, 4, 6]
+
+
+def test_a_limit_for_all_items_together(workers):
+    start = time.monotonic()
+    outcomes = workers.map(misbehaviour.hang, [0, 1, 1, 1, 1, 1, 1, 0], time_limit=0.4, total=0.6)
+    assert time.monotonic() - start < 1.6
+    assert kinds(outcomes) == ["value"] + ["timeout"] * 7
+    assert workers.map(misbehaviour.double, [4])[0].value == 8
+
+
+def test_no_items_start_nothing():
+    with Workers(max_workers=1) as pool:
+        assert pool.map(misbehaviour.double, []) == []
+        assert pool._pool is None
+
+
+def test_workers_know_neither_jax_nor_the_accelerator_and_lead_their_own_session():
+    with Workers(max_workers=1) as pool:
+        assert pool.map(misbehaviour.environment, [0])[0].value == ("cpu", True)
+        loaded = pool.map(misbehaviour.modules, [0])[0].value
+    assert "math_verify" in loaded
+    assert not {"jax", "numpy", "pydantic", "flax"} & set(loaded)
+
+
+def test_a_function_of_the_main_script_is_refused(workers):
+    def function(item):
+        return item
+
+    function.__module__ = "__main__"
+    with pytest.raises(ValueError, match="put it in a module"):
+        workers.map(function, [1])
+
+
+SCRIPT = """
+import sys
+print("the script runs")
+from grpo_jax.rewards.equivalent import grade
+from grpo_jax.rewards.workers import Workers
+with Workers(max_workers=2) as workers:
+    print(grade(r"\\sqrt{16}", "4", workers).grade.value)
+assert "jax" not in sys.modules and "sympy" not in sys.modules
+"""
+
+
+def test_workers_do_not_run_the_main_script_again(tmp_path):
+    script = tmp_path / "script.py"  # without the guard `if __name__ == "__main__"`
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["the script runs", "right"]
