@@ -1,0 +1,88 @@
+"""The key-value cache: an argument of the decoder and a result, never hidden state.
+
+Scanned decoders stack the layers' keys and values in one array, unrolled ones keep a tuple of arrays, which
+a decode loop updates in place. Positions and segments are the same in every layer and are held once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from grpo_jax.types import Sequences, pytree
+
+if TYPE_CHECKING:
+    from grpo_jax.models.decoder import DecoderConfig
+
+Layers = Array | tuple[Array, ...]
+
+
+@pytree
+class Cache:
+    """Keys and values of tokens that later queries may see; slots not yet written have segment 0."""
+
+    k: Layers  # [L, B, K, S, H], or L arrays [B, K, S, H]
+    v: Layers  # as k
+    positions: Array  # [B, S] i32
+    segments: Array  # [B, S] i32
+    length: Array  # [] i32, the slot of the next token
+
+    @property
+    def size(self) -> int:
+        """Slots S."""
+        return self.positions.shape[1]
+
+
+def empty_cache(config: DecoderConfig, rows: int, length: int) -> Cache:
+    """A cache of `length` empty slots for each of `rows` rows, in the decoder's layout and computing type."""
+    shape = (rows, config.num_kv_heads, length, config.head_dim)  # [B, K, S, H]
+
+    def zeros():
+        if config.scan_layers:
+            return jnp.zeros((config.num_layers, *shape), config.compute_dtype)
+        return tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.num_layers))
+
+    slots = jnp.zeros((rows, length), jnp.int32)
+    return Cache(k=zeros(), v=zeros(), positions=slots, segments=slots, length=jnp.zeros((), jnp.int32))
+
+
+def unstack(cache: Cache) -> Cache:
+    """The same cache with an array for each layer; do it outside a decode loop, so that it is done once."""
+    return cache.replace(k=_tuple(cache.k), v=_tuple(cache.v))
+
+
+def stack(cache: Cache) -> Cache:
+    """The same cache with the layers stacked on axis 0."""
+    return cache.replace(k=_array(cache.k), v=_array(cache.v))
+
+
+def _tuple(layers: Layers) -> tuple[Array, ...]:
+    return layers if isinstance(layers, tuple) else tuple(layers[l] for l in range(layers.shape[0]))
+
+
+def _array(layers: Layers) -> Array:
+    return jnp.stack(layers) if isinstance(layers, tuple) else layers
+
+
+def advance(cache: Cache, sequences: Sequences) -> Cache:
+    """The cache after `T` new tokens, without their keys and values: positions, segments and length.
+
+    The caller sees to it that `length + T <= S`; the length is not known while tracing, so it cannot be
+    checked here. Raises `ValueError` if the rows differ or `T > S`.
+    """
+    rows, time = sequences.tokens.shape
+    if cache.positions.shape[0] != rows or cache.size < time:
+        raise ValueError(
+            f"cache: {rows} rows of {time} tokens do not fit a cache of {cache.positions.shape[0]} rows "
+            f"of {cache.size} slots; make it with empty_cache(config, {rows}, length >= {time})"
+        )
+    if cache.size == time:  # it must be empty: the new tokens are all there is, and nothing needs copying
+        positions, segments = sequences.positions, sequences.segments
+    else:
+        start = (jnp.zeros((), jnp.int32), cache.length)
+        positions = jax.lax.dynamic_update_slice(cache.positions, sequences.positions, start)
+        segments = jax.lax.dynamic_update_slice(cache.segments, sequences.segments, start)
+    return cache.replace(positions=positions, segments=segments, length=cache.length + time)

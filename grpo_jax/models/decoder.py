@@ -1,0 +1,220 @@
+"""The one decoder of all families: declares its parameters, embeds, runs the layers, applies the last norm.
+
+A linen module without collections or state: `model.apply({"params": params}, sequences, cache=...,
+prefix=...)`. The maths is in `ops.py`; here it is only wired up, as a scan over stacked layers or as a loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from grpo_jax.config import ArchitectureConfig
+from grpo_jax.models import ops
+from grpo_jax.models.cache import Cache, advance, stack, unstack
+from grpo_jax.models.ops import KeyValues
+from grpo_jax.models.parameters import Parameter, parameter_table
+from grpo_jax.sharding import constrain
+from grpo_jax.types import Sequences
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The shape of a decoder and how it is computed; hashable, closed over by compiled functions."""
+
+    vocab_size: int  # V
+    hidden_size: int  # D
+    num_layers: int  # L
+    num_heads: int  # N
+    num_kv_heads: int  # K
+    head_dim: int  # H
+    mlp_size: int  # F
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    head: Literal["lm", "scalar"] = "lm"
+    max_positions: int = 4096  # what the model was made for; rotary positions themselves have no end
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+    scan_layers: bool = True
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads} query heads are not a multiple of {self.num_kv_heads} kv heads")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}; rotary positions need an even number")
+        for name, known in (("dtype", DTYPES), ("remat", REMAT), ("head", ("lm", "scalar"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """The type of activations, caches and matrix products."""
+        return jnp.dtype(DTYPES[self.dtype])
+
+
+def from_architecture(architecture: ArchitectureConfig, *, vocab_size: int, **options: Any) -> DecoderConfig:
+    """The decoder of a config's `architecture`; `options` are the other fields of `DecoderConfig`."""
+    a = architecture
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=a.hidden_size,
+        num_layers=a.num_hidden_layers,
+        num_heads=a.num_attention_heads,
+        num_kv_heads=a.num_key_value_heads,
+        head_dim=a.head_dim,
+        mlp_size=a.intermediate_size,
+        rope_theta=a.rope_theta,
+        rms_norm_eps=a.rms_norm_eps,
+        tie_word_embeddings=a.tie_word_embeddings,
+        qkv_bias=a.qkv_bias,
+        **options,
+    )
+
+
+def _declare(module: nn.Module, table: dict[str, Any]) -> dict[str, Any]:
+    """Declare the parameters of a table, nested tables as submodules of the same name."""
+    return {
+        name: module.param(name, entry.initializer, entry.shape, jnp.float32)
+        if isinstance(entry, Parameter)
+        else _Group(entry, name=name)()
+        for name, entry in table.items()
+    }
+
+
+class _Group(nn.Module):
+    """A nested part of the parameter table; it exists only to give the tree its nesting."""
+
+    table: dict[str, Any]
+
+    @nn.compact
+    def __call__(self) -> dict[str, Any]:
+        return _declare(self, self.table)
+
+
+class Decoder(nn.Module):
+    """A Llama-type decoder, with Qwen2's biases as a setting."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self, sequences: Sequences, *, cache: Cache | None = None, prefix: Cache | None = None
+    ) -> tuple[Array, Cache | None]:
+        """Final-normed hidden states [B, T, D], or scores [B, T] f32 of the scalar head, and the new cache.
+
+        With `cache` the new tokens are written at `cache.length` and queries look at the whole cache. A
+        cache with exactly T slots is taken to be empty: it is filled without a copy, and gradients flow
+        through the result. `prefix` is a cache of P rows that is only read: row p is the shared context of
+        rows p*G .. p*G + G-1.
+        """
+        config = self.config
+        params = _declare(self, parameter_table(config))
+        x = jnp.take(params["embed"], sequences.tokens, axis=0).astype(config.compute_dtype)  # [B, T, D]
+        # A device looks up its slice of the width for the rows of its whole replica, then slices change places with
+        # rows: neither the table nor its gradient is ever gathered.
+        x = constrain(constrain(x, "replica", None, "embed"), "batch", None, None)
+        if cache is not None:
+            cache = advance(cache, sequences)
+        run = _scan_layers if config.scan_layers else _loop_layers
+        x, cache = run(config, params["layers"], x, sequences, cache, prefix)
+        x = ops.rms_norm(x, params["final_norm"], config.rms_norm_eps)
+        if config.head == "scalar":
+            scores = jnp.einsum("btd,do->bto", x, params["score"].astype(x.dtype), preferred_element_type=jnp.float32)
+            return scores[..., 0], cache
+        return x, cache
+
+
+def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, prefix: Cache | None):
+    """One layer as a function of (x, weights, own cached (k, v), the prefix's (k, v), layer index).
+
+    What does not apply is None. With an index, cached keys and values are those of all layers, stacked, and
+    are returned so.
+    """
+    angles = ops.rotation(sequences.positions, config.head_dim, config.rope_theta)
+    time = sequences.tokens.shape[1]
+
+    def write(old: Array, new: Array, index: Array | None) -> tuple[Array, Array]:
+        """(keys or values that this layer sees, what to keep), the new ones at their slots."""
+        start = (0, 0, cache.length - time, 0)
+        if index is None:
+            old = jax.lax.dynamic_update_slice(old, new, start)
+            return old, old
+        old = jax.lax.dynamic_update_slice(old, new[None], (index, *start))
+        return jax.lax.dynamic_index_in_dim(old, index, keepdims=False), old
+
+    def apply(x, weights, cached, shared, index=None):
+        def store(k, v):
+            kept = (k, v)
+            if cached is not None:
+                (k, kept_k), (v, kept_v) = (write(old, new, index) for old, new in zip(cached, (k, v), strict=True))
+                kept = (kept_k, kept_v)
+            about = sequences if cache is None else cache
+            blocks = [KeyValues(k, v, about.positions, about.segments)]
+            if shared is not None:
+                blocks.insert(0, KeyValues(*shared, prefix.positions, prefix.segments))
+            return blocks, kept
+
+        x, kept = ops.decoder_layer(
+            x, weights, angles, sequences.positions, sequences.segments, store, eps=config.rms_norm_eps
+        )
+        return constrain(x, "batch", None, None), kept
+
+    if config.remat == "none":
+        return apply
+    return jax.checkpoint(apply, policy=REMAT[config.remat], prevent_cse=not config.scan_layers)
+
+
+def _scan_layers(config, layers, x, sequences, cache, prefix) -> tuple[Array, Cache | None]:
+    """Run the layers as one scan: compiled once, whatever their number."""
+    apply = _layer(config, sequences, cache, prefix)
+    shared = None if prefix is None else (stack(prefix).k, stack(prefix).v)
+    if cache is None or cache.size == sequences.tokens.shape[1]:  # keys and values are results, nothing is copied
+
+        def step(x, inputs):
+            x, kept = apply(x, inputs[0], None, inputs[1])
+            return x, None if cache is None else kept
+
+        x, kept = jax.lax.scan(step, x, (layers, shared))
+        return x, None if cache is None else cache.replace(k=kept[0], v=kept[1])
+
+    def step(carry, inputs):  # the whole cache is carried, so that only the new slots are written
+        weights, block, index = inputs
+        return apply(carry[0], weights, carry[1], block, index), None
+
+    carry = (x, (stack(cache).k, stack(cache).v))
+    (x, (k, v)), _ = jax.lax.scan(step, carry, (layers, shared, jnp.arange(config.num_layers)))
+    return x, cache.replace(k=k, v=v)
+
+
+def _loop_layers(config, layers, x, sequences, cache, prefix) -> tuple[Array, Cache | None]:
+    """Run the layers one by one: longer to compile, but every layer's cache is an array of its own."""
+    apply = _layer(config, sequences, cache, prefix)
+    filled = cache is not None and cache.size > sequences.tokens.shape[1]
+    past = unstack(cache) if filled else None
+    shared = None if prefix is None else unstack(prefix)
+    kept = []
+    for l in range(config.num_layers):
+        x, pair = apply(
+            x,
+            jax.tree.map(lambda leaf, l=l: leaf[l], layers),
+            None if past is None else (past.k[l], past.v[l]),
+            None if shared is None else (shared.k[l], shared.v[l]),
+        )
+        kept.append(pair)
+    if cache is None:
+        return x, None
+    return x, cache.replace(k=tuple(k for k, _ in kept), v=tuple(v for _, v in kept))

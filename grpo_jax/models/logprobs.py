@@ -1,0 +1,108 @@
+"""Log-probabilities of given tokens, without ever holding the logits of all of them.
+
+The one shift of the system is here: index t of every result describes token t, which the hidden state before
+it predicts. Logits live for `chunk` time steps at once and are computed again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from grpo_jax.models.cache import empty_cache
+from grpo_jax.sharding import constrain
+from grpo_jax.types import Prompts, Sequences
+
+if TYPE_CHECKING:
+    from grpo_jax.models.decoder import Decoder
+
+
+def next_token_logits(model: Decoder, params: Any, hidden: Array) -> Array:
+    """Logits of the next token, untempered: hidden [..., D] -> [..., V] f32.
+
+    The product runs in the type of `hidden` and is summed in float32.
+    """
+    head = params["embed"].T if model.config.tie_word_embeddings else params["head"]  # [D, V]
+    logits = jnp.einsum("...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
+
+
+def completion_logprobs(
+    model: Decoder,
+    params: Any,
+    prompts: Prompts,
+    completions: Sequences,
+    *,
+    temperature: float = 1.0,
+    chunk: int,
+) -> tuple[Array, Array]:
+    """Log-probability and entropy of each completion token: two arrays [B, Tc] f32, 0 at padding.
+
+    `log softmax(logits / temperature)[token]`; temperature 0 (greedy) is scored at 1. A group's prompt is
+    computed once, and gradients flow through its keys and values. The entropy (nats, of the tempered
+    distribution) carries no gradient. `chunk` is the number of time steps whose logits exist at once; it
+    does not change the result.
+    """
+    rows, time = prompts.sequences.tokens.shape
+    cache = empty_cache(model.config, rows, time)
+    prompt_hidden, cache = model.apply({"params": params}, prompts.sequences, cache=cache)  # [P, Tp, D]
+    hidden, _ = model.apply({"params": params}, completions, prefix=cache)  # [B, Tc, D]
+    last = jnp.repeat(prompt_hidden[:, -1:], completions.tokens.shape[0] // rows, axis=0)  # [B, 1, D]
+    before = jnp.concatenate([last, hidden[:, :-1]], axis=1)  # [B, Tc, D]
+    chosen = completions.segments > 0
+    return _score(model, params, before, completions.tokens, chosen, temperature, chunk)
+
+
+def sequence_logprobs(model: Decoder, params: Any, sequences: Sequences, *, chunk: int) -> tuple[Array, Array]:
+    """Log-probability and entropy of each token of packed text given its segment: two arrays [B, T] f32.
+
+    The first token of each segment has nothing before it and gives 0, as does padding. `chunk` as in
+    `completion_logprobs`.
+    """
+    hidden, _ = model.apply({"params": params}, sequences)  # [B, T, D]
+    segments = sequences.segments
+    follows = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)  # [B, T-1]
+    scored = _score(model, params, hidden[:, :-1], sequences.tokens[:, 1:], follows, 1.0, chunk)
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), scored)
+
+
+def _score(model, params, hidden, tokens, mask, temperature: float, chunk: int) -> tuple[Array, Array]:
+    """Log-probability and entropy of `tokens` [B, T] predicted by `hidden` [B, T, D], 0 off `mask`."""
+    rows, time = tokens.shape
+    chunk = max(min(chunk, time), 1)
+    temperature = temperature or 1.0
+
+    def chunks(x: Array) -> Array:
+        """[B, T, ...] -> [T/chunk, B, chunk, ...], padded at the end to a whole number of chunks."""
+        x = jnp.pad(x, ((0, 0), (0, -time % chunk)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(rows, -1, chunk, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def step(_, inputs):
+        hidden, tokens = inputs
+        return None, token_scores(next_token_logits(model, params, hidden) / temperature, tokens)
+
+    _, scored = jax.lax.scan(step, None, (chunks(hidden), chunks(tokens)))
+
+    def whole(x: Array) -> Array:
+        """The inverse of `chunks`, masked."""
+        return jnp.where(mask, jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :time], 0.0)
+
+    return jax.tree.map(whole, scored)
+
+
+def token_scores(logits: Array, tokens: Array) -> tuple[Array, Array]:
+    """`logits[token] - logsumexp(logits)`, and the entropy `logsumexp(logits) - sum(p logits)` (no gradient).
+
+    logits [..., V] f32, tokens [...] -> two arrays [...] f32. The token is found by comparison and not by a
+    gather: a vocabulary that is split over devices then needs a sum of scalars only.
+    """
+    total = jax.scipy.special.logsumexp(logits, axis=-1)
+    ids = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
+    chosen = jnp.sum(jnp.where(ids == tokens[..., None], logits, 0.0), axis=-1)
+    fixed, fixed_total = jax.lax.stop_gradient((logits, total))
+    entropy = fixed_total - jnp.sum(jnp.exp(fixed - fixed_total[..., None]) * fixed, axis=-1)
+    return chosen - total, entropy
