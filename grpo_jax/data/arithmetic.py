@@ -34,18 +34,24 @@ class Work(NamedTuple):
 class Space:
     """All sums with a first number of `first_digits` digits and `steps` further numbers of `digits` digits.
 
-    With N_k(v) the number of ways to go on for k steps from value v without falling below 0, N_k(v) = sum_{u
-    = v+lo..v+hi} N_{k-1}(u) + sum_{u = max(v-hi, 0)..v-lo} N_{k-1}(u). From v = k*hi on nothing can fall
-    below 0 and N_k(v) = (2n)^k, so a table of k*hi prefix sums is exact for every v.
+    Values stay at or above 0; with `same_digits` every result has as many digits as the first number. With N_k(v) the
+    number of ways to go on for k steps from value v, N_k(v) is the sum of N_{k-1} over the values that one step
+    reaches. Farther than k times the largest number from a border nothing is cut off and N_k(v) = (2n)^k, and the
+    two borders mirror each other; so a table of prefix sums up to there is exact for every v.
     """
 
-    def __init__(self, first_digits: int, digits: int, steps: int):
+    def __init__(self, first_digits: int, digits: int, steps: int, *, same_digits: bool = False):
         self.first = _numbers(first_digits)
         self.others = _numbers(digits)
         self.steps = steps
+        self.bottom = self.first.start if same_digits else 0
+        self.values = len(self.first) if same_digits else None  # how many values there are; None: no upper border
         self._sums = [[0]]
         for k in range(1, steps + 1):
-            counts = (self._ways(k, value) for value in range(k * self.others.stop))
+            edge = k * self.others.stop
+            if self.values is not None and self.values < 2 * edge:
+                edge = self.values  # so narrow that the borders meet: a table of everything
+            counts = (self._ways(k, self.bottom + i) for i in range(edge))
             self._sums.append(list(itertools.accumulate(counts, initial=0)))
         self.size = self._between(steps, self.first)
 
@@ -64,17 +70,21 @@ class Space:
 
     def _moves(self, value: int) -> tuple[range, range]:
         low, high = self.others.start, self.others.stop - 1
-        return range(value + low, value + high + 1), range(max(value - high, 0), max(value - low + 1, 0))
+        top = value + high if self.values is None else min(value + high, self.bottom + self.values - 1)
+        return range(value + low, top + 1), range(max(value - high, self.bottom), max(value - low + 1, self.bottom))
 
     def _ways(self, k: int, value: int) -> int:
         return sum(self._between(k - 1, targets) for targets in self._moves(value))
 
     def _below(self, k: int, value: int) -> int:
         """Sum of N_k(u) over u < value."""
-        sums = self._sums[k]
-        if value < len(sums):
-            return sums[value]
-        return sums[-1] + (value - len(sums) + 1) * (len(OPERATIONS) * len(self.others)) ** k
+        sums, i = self._sums[k], value - self.bottom
+        edge, uncut = len(sums) - 1, (len(OPERATIONS) * len(self.others)) ** k
+        if i <= edge:
+            return sums[i]
+        if self.values is None or i <= self.values - edge:
+            return sums[-1] + (i - edge) * uncut
+        return 2 * sums[-1] + (self.values - 2 * edge) * uncut - sums[self.values - i]
 
     def _between(self, k: int, values: range) -> int:
         return self._below(k, values.stop) - self._below(k, values.start) if values else 0

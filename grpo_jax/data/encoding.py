@@ -87,7 +87,10 @@ def _newline(tokenizer, size: int) -> tuple[int, ...]:
 
 
 def _encode_normally(tokenizer, text: str) -> list[int]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     try:
+        if backend is not None:  # four times as fast as through transformers; `load_tokenizer` took off truncation
+            return backend.encode(text, add_special_tokens=False).ids
         return tokenizer.encode(text, add_special_tokens=False, verbose=False)
     except Exception as error:  # the Rust library raises bare exceptions
         raise TokenizerError(_unknown(tokenizer, text, error)) from error

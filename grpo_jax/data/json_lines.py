@@ -40,7 +40,10 @@ def _parse(line: bytes, name: str) -> Any:
     except UnicodeDecodeError as error:
         return RowError(f"{name}: not UTF-8 at byte {error.start + 1}; convert the file to UTF-8")
     except json.JSONDecodeError as error:
-        return RowError(f"{name}: broken JSON at column {error.colno}: {error.msg}")
+        return RowError(
+            f"{name}: broken JSON at column {error.colno}: {error.msg.removesuffix(' starting at')}; "
+            "mend the line, or set source.bad_rows to skip"
+        )
     except RecursionError:
         return RowError(f"{name}: broken JSON: nested too deeply")
     except ValueError as error:

@@ -56,6 +56,9 @@ def load_tokenizer(path: str, note: Callable[[str], None] = print, *, prompt_for
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:
         raise TokenizerError(_cannot_load(path, error)) from error
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     check_round_trip(tokenizer)
     if has_template(tokenizer) and prompt_format != "text":
         probe_template(tokenizer)

@@ -24,16 +24,29 @@ def partial_sums(problem):
     return list(itertools.accumulate(signed, initial=problem.first))
 
 
-@pytest.mark.parametrize("first_digits, digits, steps", [(1, 1, 1), (1, 1, 3), (2, 1, 2), (1, 2, 2)])
-def test_enumeration_is_exactly_the_sums_that_never_fall_below_zero(first_digits, digits, steps):
-    space = Space(first_digits, digits, steps)
+@pytest.mark.parametrize("same_digits", [False, True])
+@pytest.mark.parametrize(
+    "first_digits, digits, steps", [(1, 1, 1), (1, 1, 3), (2, 1, 2), (2, 1, 3), (1, 2, 2), (3, 2, 1)]
+)
+def test_enumeration_is_exactly_the_sums_within_the_borders(first_digits, digits, steps, same_digits):
+    space = Space(first_digits, digits, steps, same_digits=same_digits)
     found = {symbols(space.unrank(rank)) for rank in range(space.size)}
     firsts, others = [range(10 ** (d - 1), 10**d) for d in (first_digits, digits)]
     moves = list(itertools.product("+-", others))
     sums = [Sum(first, chosen) for first in firsts for chosen in itertools.product(moves, repeat=steps)]
-    every = {symbols(problem) for problem in sums if min(partial_sums(problem)) >= 0}
+    bottom, top = (firsts.start, firsts.stop - 1) if same_digits else (0, float("inf"))
+    every = {symbols(p) for p in sums if all(bottom <= value <= top for value in partial_sums(p))}
     assert len(found) == space.size
     assert found == every
+
+
+@pytest.mark.parametrize("steps", [2, 6, 9])
+def test_long_sums_stay_within_their_digits(steps):
+    space = Space(2, 1, steps, same_digits=True)
+    for rank in range(0, space.size, space.size // 200):
+        problem = space.unrank(rank)
+        assert all(10 <= value <= 99 for value in partial_sums(problem))
+    assert space.unrank(0) != space.unrank(space.size - 1)
 
 
 @given(size=st.integers(1, 3000), key=st.text(max_size=5))

@@ -40,6 +40,8 @@ class Config:
     """Digits of the first number."""
     digits: Annotated[int, pydantic.Field(ge=1, le=4)] = 1
     """Digits of the other numbers."""
+    same_digits: bool = False
+    """Every result has as many digits as the first number; else any result that is not negative."""
     form: Literal["symbols", "words"] = "symbols"
     """`47+8-9=`, or a short story."""
     slip_rate: Share = 0.0
@@ -74,7 +76,7 @@ class Arithmetic(Sequence):
         from grpo_jax.data.arithmetic import Space
 
         self.config, self.seed = config, seed
-        self.space = Space(config.first_digits, config.digits, config.steps)
+        self.space = Space(config.first_digits, config.digits, config.steps, same_digits=config.same_digits)
         held_out = self.space.size // HELD_OUT
         test = config.split == "test"
         self.offset = 0 if test else held_out
