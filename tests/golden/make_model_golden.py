@@ -35,6 +35,7 @@ QWEN2 = Qwen2Config(
     tie_word_embeddings=True,
 )
 LENGTHS = (12, 7, 1)
+NEW_TOKENS, EOS, PAD = 24, (29, 5), 0  # of the two ends, each model reaches one
 
 
 def randomize(model: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -64,6 +65,19 @@ def torch_logits(model: torch.nn.Module, tokens: np.ndarray, mask: np.ndarray) -
     return out.logits.numpy()
 
 
+def torch_greedy(model: torch.nn.Module, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """transformers' greedy completions, the end of sequence `EOS`, what follows it `PAD`."""
+    out = model.generate(
+        input_ids=torch.tensor(tokens),
+        attention_mask=torch.tensor(mask.astype(np.int64)),
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        eos_token_id=list(EOS),
+        pad_token_id=PAD,
+    )
+    return out.numpy()[:, tokens.shape[1] :]
+
+
 def main() -> None:
     """Write all golden files anew."""
     arrays = {}
@@ -75,6 +89,7 @@ def main() -> None:
         tokens, mask = padded_batch(SHAPE["vocab_size"], seed)
         arrays |= {f"{name}_tokens": tokens.astype(np.int32), f"{name}_mask": mask}
         arrays[f"{name}_logits"] = torch_logits(model, tokens, mask)
+        arrays[f"{name}_greedy"] = torch_greedy(model, tokens, mask).astype(np.int32)
     np.savez_compressed(HERE / "models_logits.npz", **arrays)
 
 

@@ -29,9 +29,7 @@ def rows(prompts: Prompts, chosen) -> Prompts:
 def test_logprobs_are_the_trainers(params, rollout):
     for temperature in (1.0, 0.6):
         r = tiny.roll_out(MODEL, params, tiny.prompts(), temperature=temperature)
-        logprobs, _ = completion_logprobs(
-            MODEL, params, r.prompts, r.completions, temperature=temperature, chunk=4
-        )
+        logprobs, _ = completion_logprobs(MODEL, params, r.prompts, r.completions, temperature=temperature, chunk=4)
         gap = jnp.where(r.completion_mask, logprobs - r.logprobs, 0)
         assert float(jnp.abs(gap).max()) < 1e-4
         assert np.all(np.asarray(r.logprobs)[~np.asarray(r.completion_mask)] == 0)
@@ -65,9 +63,7 @@ def test_noise_belongs_to_the_row(params, rollout, chosen):
     """Any company, any order, any batch size: the same completions."""
     part = tiny.roll_out(MODEL, params, rows(tiny.prompts(), np.array(chosen)))
     whole = np.asarray(rollout.completions.tokens).reshape(4, 4, -1)
-    np.testing.assert_array_equal(
-        np.asarray(part.completions.tokens).reshape(len(chosen), 4, -1), whole[chosen]
-    )
+    np.testing.assert_array_equal(np.asarray(part.completions.tokens).reshape(len(chosen), 4, -1), whole[chosen])
 
 
 def test_more_generations_keep_the_first(params, rollout):
