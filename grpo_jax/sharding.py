@@ -19,6 +19,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
+    "replica": "data",  # the part of the batch that one copy of the parameters works on
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -54,9 +55,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
             f"mesh: {asked} does not fit {len(devices)} device(s); "
             f"choose sizes whose product is {len(devices)}, or -1 for one of them"
         )
-    return jax.make_mesh(
-        tuple(sizes), MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(MESH_AXES)
-    )
+    return jax.make_mesh(tuple(sizes), MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def spec(*axes: str | None) -> PartitionSpec:
@@ -77,9 +76,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def check_divisible(name: str, shape: tuple[int, ...], sharding: NamedSharding) -> None:
     """Refuse an array whose dimensions the mesh does not divide, naming the array, the axis and both sizes."""
     for size, axis in zip(shape, sharding.spec, strict=False):
-        parts = math.prod(
-            sharding.mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())
-        )
+        parts = math.prod(sharding.mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ()))
         if size % parts:
             raise ShardingError(
                 f"{name}: a dimension of {size} cannot be split over mesh axis {axis} of size {parts}; "
@@ -118,3 +115,16 @@ def global_to_host(tree: Any) -> Any:
         return np.asarray(x)
 
     return jax.tree.map(fetch, tree)
+
+
+def agree(value: Any) -> Any:
+    """What process 0 holds, on every process: numbers or arrays of one shape.
+
+    For decisions that rest on something outside the arrays (a file, a clock, a reward function): processes that
+    decide differently would wait for each other for ever. Every process must call it at the same point.
+    """
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(value))

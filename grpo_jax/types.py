@@ -17,7 +17,6 @@ import jax
 from jax import Array
 
 
-
 @dataclass_transform(frozen_default=True)
 def pytree(cls):
     """Make `cls` a frozen dataclass whose fields are the children of a JAX pytree, with a `replace` method."""

@@ -30,13 +30,11 @@ def mesh_of(data=1, fsdp=1, tensor=1):
 def host_params(seed=0, **changes):
     """Parameters with enough spread that the policy has opinions."""
     params = init_params(decoder(**changes).config, jax.random.key(seed), mesh_of())
-    return jax.tree.map(lambda p: np.asarray(p) * (8.0 if p.ndim > 1 else 1.0), params)
+    return jax.tree.map(lambda p: np.asarray(p) * (0.7 if p.ndim > 1 else 1.0), params)
 
 
 def on_mesh(params, model, mesh):
-    return jax.tree.map(
-        lambda p, a: jax.device_put(p, a.sharding), params, abstract_params(model.config, mesh)
-    )
+    return jax.tree.map(lambda p, a: jax.device_put(p, a.sharding), params, abstract_params(model.config, mesh))
 
 
 def prompts(P=4, Tp=6, seed=0, pad=0) -> Prompts:

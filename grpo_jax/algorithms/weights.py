@@ -21,7 +21,10 @@ def sequence_mean(mask: Array) -> Array:
 
 
 def token_mean(mask: Array) -> Array:
-    """Mean over all tokens of the batch: `1 / sum |o_i|`. mask [B, Tc] -> [B, Tc] f32. DAPO, arXiv:2503.14476, eq. 8."""
+    """Mean over all tokens of the batch: `1 / sum |o_i|`.
+
+    mask [B, Tc] -> [B, Tc] f32. DAPO, arXiv:2503.14476, eq. 8: a long completion counts for more than a short one.
+    """
     return mask / jnp.maximum(mask.sum(), 1).astype(jnp.float32)
 
 

@@ -175,9 +175,23 @@ def _parse(schema: Schema, words: Sequence[str], prog: str) -> Any:
 
 
 def _unboxed(text: str) -> str:
-    """Return tyro's message without its frame and title, up to the first rule below it."""
-    lines = [re.sub(r"^[│|]\s*|\s*[│|]$", "", line) for line in text.splitlines()[1:]]
-    return " ".join(itertools.takewhile(lambda line: not re.match(r"[─╰+-]{3}", line), lines))
+    """Return tyro's message without its frame and title, up to the first rule below it, in words.
+
+    The frame is of box characters, or in a terminal that has none of spaces and dashes.
+    """
+    lines = [line.strip(" │|") for line in text.splitlines()[1:]]
+    lines = list(itertools.dropwhile(_is_rule, lines))
+    message = " ".join(itertools.takewhile(lambda line: not _is_rule(line), lines))
+    for reason, what in (
+        (r"invalid literal for int\(\) with base 10", "an integer"),
+        (r"could not convert string to float", "a number"),
+    ):
+        message = re.sub(rf"^Error parsing (\S+): {reason}: (.*)", rf"\1 is \2; it should be {what}", message)
+    return message
+
+
+def _is_rule(line: str) -> bool:
+    return not line or re.match(r"[─╰+-]{3}", line) is not None
 
 
 def _effective(config: Config, flags: Iterable[Key]) -> Config:

@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any
 
-from grpo_jax.rewards.functions import Answer, Request, call, load_and_forget
+from grpo_jax.rewards.functions import Answer, Request, call, load_and_forget, own_frames
 from grpo_jax.rewards.reward import CANNOT_JUDGE, Batch, Part, RewardError, counted
 from grpo_jax.rewards.workers import Outcome, Workers
 
@@ -37,7 +37,7 @@ def run(batch: Batch, workers: Workers, *, path: str, time_limit: float, memory:
 
 def _collect(outcomes: list[Outcome], whole: Outcome, path: str) -> Part:
     answers = [_accepted(o.value, path) if o.kind == "value" else None for o in outcomes]
-    first = next((o.text for o in (*outcomes, whole) if o.kind == "error"), None)
+    first = next((own_frames(o.text) for o in (*outcomes, whole) if o.kind == "error"), None)
     timeouts = sum(o.kind == "timeout" for o in outcomes)
     if not any(answers):
         cause = first or f"it took longer than its time_limit on {timeouts} of them"

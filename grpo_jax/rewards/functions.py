@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -76,6 +77,20 @@ def load(path: str) -> Callable[..., Any]:
 def load_and_forget(path: str) -> None:
     """Load the function for later calls in this worker."""
     load(path)
+
+
+def own_frames(text: str) -> str:
+    """A worker's traceback without the frames of this package and of Python's import: what is left is the user's."""
+    lines, shown = [], True
+    for line in text.splitlines():
+        if line.startswith("  File "):
+            shown = not re.match(
+                rf'  File "({re.escape(str(Path(__file__).parent))}|<frozen importlib|.*importlib/)', line
+            )
+        elif not line.startswith("    "):
+            shown = True
+        lines += [line] if shown else []
+    return "\n".join(lines)
 
 
 def _load_file(file: str) -> Any:

@@ -58,7 +58,7 @@ def build(c: Config) -> Reward:
 
 def _check(workers: Workers, *, path: str, memory: int) -> None:
     """Load the function in a worker and say what is wrong with it before anything costly starts."""
-    from grpo_jax.rewards.functions import load_and_forget
+    from grpo_jax.rewards.functions import load_and_forget, own_frames
     from grpo_jax.rewards.reward import RewardError
     from grpo_jax.rewards.workers import START_LIMIT
 
@@ -67,4 +67,9 @@ def _check(workers: Workers, *, path: str, memory: int) -> None:
     if outcome.kind == "timeout":
         raise RewardError(f"rewards: path {path!r}: not imported within {START_LIMIT:.0f} s")
     if outcome.kind == "error":
-        raise RewardError(f"rewards: path {path!r}: {outcome.text.strip().splitlines()[-1]}\n{outcome.text}")
+        *frames, reason = own_frames(outcome.text).strip().splitlines()
+        where = next((f" ({line.strip()})" for line in reversed(frames) if line.startswith("  File ")), "")
+        places = "; modules are looked for on PYTHONPATH and in the working directory"
+        error = RewardError(f"rewards: path {path!r}: {reason}{where}{places if 'No module' in reason else ''}")
+        error.add_note(outcome.text)  # --debug shows it
+        raise error

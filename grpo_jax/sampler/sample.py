@@ -51,9 +51,7 @@ def sample(model: Decoder, params: Any, prompts: Prompts, key: Array, *, samplin
     G, Tc = sampling.num_generations, sampling.max_completion_length
     P, Tp = prompts.sequences.tokens.shape
     decoder = _decoder(model)
-    hidden, prefix = model.apply(
-        {"params": params}, prompts.sequences, cache=empty_cache(model.config, P, Tp)
-    )
+    hidden, prefix = model.apply({"params": params}, prompts.sequences, cache=empty_cache(model.config, P, Tp))
     prefix = prefix if decoder.config.scan_layers else unstack(prefix)
     keys = row_keys(key, prompts.index, G)  # [B]
     start = jnp.repeat(prompts.sequences.positions[:, -1] + 1, G)  # [B], the position of token 0
@@ -67,9 +65,7 @@ def sample(model: Decoder, params: Any, prompts: Prompts, key: Array, *, samplin
         chosen = ~state.finished
         token = jnp.where(chosen, drawn, sampling.pad_id)
         ended = (token[:, None] == jnp.asarray(sampling.eos_ids, jnp.int32)).any(-1) & chosen
-        one = Sequences(
-            token[:, None], (start + state.t)[:, None], chosen[:, None].astype(jnp.int32)
-        )  # [B, 1]
+        one = Sequences(token[:, None], (start + state.t)[:, None], chosen[:, None].astype(jnp.int32))  # [B, 1]
         hidden, cache = decoder.apply({"params": params}, one, cache=state.cache, prefix=prefix)
         return _Decode(
             t=state.t + 1,

@@ -36,14 +36,10 @@ def cut_at_stop(
             tokens[b, kept:], mask[b, kept:], logprobs[b, kept:], segments[b, kept:] = pad_id, False, 0.0, 0
             finished[b] = True
     completions = rollout.completions.replace(tokens=tokens, segments=segments)
-    return rollout.replace(
-        completions=completions, completion_mask=mask, logprobs=logprobs, finished=finished
-    )
+    return rollout.replace(completions=completions, completion_mask=mask, logprobs=logprobs, finished=finished)
 
 
-def stop_length(
-    tokens: Sequence[int], decode: Callable[[Sequence[int]], str], stop: Sequence[str]
-) -> int | None:
+def stop_length(tokens: Sequence[int], decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> int | None:
     """The number of leading tokens up to and with the one that completes a stop string; None if none does."""
 
     def stopped(count: int) -> bool:

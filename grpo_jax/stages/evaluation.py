@@ -12,12 +12,12 @@ import numpy as np
 
 from grpo_jax.config import EvaluationConfig
 from grpo_jax.evaluation.evaluate import Graded, Sampled, grade_samples, measures, records
-from grpo_jax.reporting.files import to_json, write_atomically
+from grpo_jax.reporting.files import is_primary, to_json, write_atomically
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.rewards.extract import extract_answer
 from grpo_jax.rewards.reward import Reward, load_reward
 from grpo_jax.rewards.score import score
-from grpo_jax.sharding import global_to_host
+from grpo_jax.sharding import agree, global_to_host
 from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import load_answered
@@ -91,17 +91,20 @@ def judge(evaluator: Evaluator, problems: Sequence[Problem], texts: list[str], n
         num_generations=num_samples,
         conversational=run.conversational,
     )
-    return np.asarray(scored.parts)[0]
+    return agree(scored.parts)[0]
 
 
 def run_evaluation(evaluator: Evaluator, params: Any, name: str, title: str) -> dict[str, Any]:
     """Evaluate a policy once and keep the result as evaluation/<name>.json with one record a problem beside it."""
     run, c = evaluator.run, evaluator.run.config.evaluation
-    with (
-        Progress(f"evaluation {name}", total=2 * len(evaluator.problems)) as progress,
-        progress.phase("evaluate"),
-    ):
-        greedy, sampled = evaluate(evaluator, params, lambda count: progress.advance(steps=count))
+    passes = 2 * -(-len(evaluator.problems) // c.batch_prompts)  # greedy and sampled, batch by batch
+
+    def advance() -> None:
+        progress.advance()
+        run.stop_if_asked(f"in evaluation {name!r}, which is not kept")
+
+    with Progress(f"evaluation {name}", total=passes, unit="part") as progress, progress.phase("evaluate"):
+        greedy, sampled = evaluate(evaluator, params, advance)
     result = {
         "name": name,
         "title": title,
@@ -113,9 +116,10 @@ def run_evaluation(evaluator: Evaluator, params: Any, name: str, title: str) -> 
         "mean_length": float(sampled.lengths.mean()),
         "metrics": measures(greedy, sampled, c.k, seed=run.config.seed),
     }
-    lines = "".join(to_json(record) + "\n" for record in records(evaluator.problems, sampled))
-    write_atomically(result_path(run, name).with_suffix(".samples.jsonl"), lines)
-    write_atomically(result_path(run, name), json.dumps(result, indent=1) + "\n")
+    if is_primary():
+        lines = "".join(to_json(record) + "\n" for record in records(evaluator.problems, sampled))
+        write_atomically(result_path(run, name).with_suffix(".samples.jsonl"), lines)
+        write_atomically(result_path(run, name), json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -134,9 +138,3 @@ def in_loop(evaluator: Evaluator) -> Callable[[Any], dict[str, float]]:
 def result_path(run: Run, name: str) -> Path:
     """Where the result of an evaluation lies."""
     return run.stage("evaluation") / f"{name}.json"
-
-
-def read_result(run: Run, name: str) -> dict[str, Any] | None:
-    """The result of an evaluation that was made before, None if it was not."""
-    path = result_path(run, name)
-    return json.loads(path.read_text()) if path.is_file() else None

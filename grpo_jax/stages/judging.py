@@ -12,7 +12,7 @@ import numpy as np
 from grpo_jax.rewards.combine import combine
 from grpo_jax.rewards.reward import Reward
 from grpo_jax.rewards.score import score
-from grpo_jax.sharding import global_to_host, named
+from grpo_jax.sharding import agree, global_to_host
 from grpo_jax.stages.run import Run
 from grpo_jax.types import Problem, Rewards, Rollout
 
@@ -37,7 +37,7 @@ def judge(
 ) -> Judged:
     """Judge all completions; rewards come in the order of the config.
 
-    Text is judged on every process alike, so that all hold the same numbers.
+    On several hosts each judges everything, and all go on with the numbers of the first.
     """
     tokens, mask = global_to_host((rollout.completions.tokens, rollout.completion_mask))
     on_host = [reward for reward in rewards if reward.host is not None]
@@ -55,18 +55,18 @@ def judge(
     if scored.error and scored.error not in _told:
         _told.add(scored.error)
         run.note(f"a reward function failed, its items are left out: {scored.error}")
-    of_text = dict(zip((reward.name for reward in on_host), scored.parts, strict=True))
+    # A time limit may be met on one host and not on another: all take what the first one got.
+    of_text = dict(zip((reward.name for reward in on_host), agree(scored.parts), strict=True))
     parts = {
         reward.name: np.asarray(of_text[reward.name])
         if reward.host is not None
-        else np.asarray(jax.device_get(_array_reward(reward, rollout)))
+        else global_to_host(_array_reward(reward, rollout))
         for reward in rewards
     }
     weights = np.array([reward.weight for reward in rewards], np.float32)
     outcome = _combine(jnp.asarray(np.stack(list(parts.values()))), weights)  # [P, G]
     outcome = np.asarray(jax.device_get(outcome))
-    placed = Rewards(jax.device_put(outcome, named(run.mesh, "batch")))
-    return Judged(placed, parts, outcome, scored.counts)
+    return Judged(Rewards(run.place(outcome)), parts, outcome, scored.counts)
 
 
 _combine = jax.jit(combine)

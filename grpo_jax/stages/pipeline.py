@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from grpo_jax.reporting.files import is_primary, write_atomically
 from grpo_jax.reporting.progress import table
 from grpo_jax.reporting.report import write_report
 from grpo_jax.rewards.workers import Workers
-from grpo_jax.sharding import make_mesh
+from grpo_jax.sharding import agree, make_mesh
 from grpo_jax.stages import evaluation, rl, sft
 from grpo_jax.stages.policy import (
     abstract,
+    check_weights,
     completion_ends,
     export,
     initial_params,
@@ -28,32 +30,35 @@ from grpo_jax.stages.policy import (
 )
 from grpo_jax.stages.run import Run
 from grpo_jax.training.interrupt import Interruption
+from grpo_jax.training.manifest import CheckpointError
+from grpo_jax.training.storage import LOCK, claim
 
 TRAINING = {"sft": sft, "rl": rl}
 
 
 def run(command: Command, workers: Workers) -> None:
     """Run the sections that are present (or those of `--only`) and not finished; write the report in any case."""
-    with Interruption() as interruption:
-        this = open_run(command.config, workers, interruption)
-        wanted = command.only or tuple(s for s in ("sft", "rl", "evaluation") if getattr(this.config, s))
-        with contextlib.ExitStack() as at_exit, jax.set_mesh(this.mesh):
-            at_exit.callback(report, this)
-            run_sections(this, wanted)
+    directory = Path(command.config.output_dir).absolute()
+    with Interruption() as interruption, contextlib.ExitStack() as at_exit:
+        check_config(directory, command.config)
+        if is_primary():
+            at_exit.enter_context(claim(directory))
+        this = open_run(command.config, directory, workers, interruption)
+        at_exit.enter_context(jax.set_mesh(this.mesh))
+        wanted = command.only or tuple(s for s in (*TRAINING, "evaluation") if getattr(this.config, s))
+        prepared = prepare_sections(this, wanted)
+        keep_settings(this)
+        at_exit.callback(report, this)
+        run_sections(this, wanted, prepared)
 
 
-def open_run(config: Config, workers: Workers, interruption: Interruption) -> Run:
-    """Open the output directory and everything that can be checked without device memory."""
-    directory = Path(config.output_dir).absolute()
-    settle_config(directory, config)
+def open_run(config: Config, directory: Path, workers: Workers, interruption: Interruption) -> Run:
+    """Open everything that can be checked without device memory; nothing is written yet."""
     mesh = make_mesh(config.mesh)
     notes = print if is_primary() else lambda message: None
     tokenizer = open_tokenizer(config, notes)
     model = open_decoder(config, tokenizer)
-    abstract(model.config, mesh)
-    if is_primary():
-        tokenizer.save_pretrained(directory / "tokenizer")
-        write_environment(directory / "environment.json")
+    check_weights(config, model.config, mesh)
     return Run(
         config=config,
         directory=directory,
@@ -67,38 +72,57 @@ def open_run(config: Config, workers: Workers, interruption: Interruption) -> Ru
     )
 
 
-def settle_config(directory: Path, config: Config) -> None:
-    """Keep the config beside the results, after comparing it with the one that is there.
+def started_stages(directory: Path) -> list[str]:
+    """The stages that have left something in an output directory, were it only a line of metrics."""
+    files = {stage: (directory / stage).rglob("*") for stage in (*TRAINING, "evaluation")}
+    return [stage for stage in files if any(p.is_file() and p.name != LOCK for p in files[stage])]
+
+
+def check_config(directory: Path, config: Config) -> None:
+    """Compare the config with the one that the run was started with, and say what has changed.
 
     Raises `ConfigError` with the differences if a started stage was computed with other settings.
     """
-    saved = directory / "config.yaml"
-    started = [stage for stage in TRAINING if (directory / stage).exists()]
-    if (directory / "evaluation").exists():
-        started.append("evaluation")
-    for line in check_resume(saved, config, started=started):
+    started = started_stages(directory)
+    changed = check_resume(directory / "config.yaml", config, started=started) if started else []
+    for line in changed if is_primary() else []:
         print(f"changed since the run was started: {line}")
+
+
+def keep_settings(run: Run) -> None:
+    """Write what the run is made of beside its results."""
     if is_primary():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(saved, dump(config))
+        write_atomically(run.directory / "config.yaml", dump(run.config))
+        run.tokenizer.save_pretrained(run.directory / "tokenizer")
+        write_environment(run.directory / "environment.json")
 
 
-def run_sections(run: Run, wanted: Collection[str]) -> None:
-    """Prepare all that will run (so that bad input is refused first), then train and evaluate in order."""
+def prepare_sections(run: Run, wanted: Collection[str]) -> dict[str, Any]:
+    """Read and check what the wanted sections that are not finished need, so that bad input is refused first."""
+    c = run.config
+    prepared = {
+        stage: section.prepare(run)
+        for stage, section in TRAINING.items()
+        if getattr(c, stage) and stage in wanted and run.finished_step(stage) is None
+    }
+    if c.evaluation and ("evaluation" in wanted or ("rl" in prepared and c.rl.eval_steps)):
+        prepared["evaluation"] = evaluation.prepare(run)
+    return prepared
+
+
+def run_sections(run: Run, wanted: Collection[str], prepared: Mapping[str, Any]) -> None:
+    """Train and evaluate in the order of the pipeline."""
     present = [stage for stage in TRAINING if getattr(run.config, stage)]
-    unfinished = [stage for stage in present if stage in wanted and run.finished_step(stage) is None]
-    prepared = {stage: TRAINING[stage].prepare(run) for stage in unfinished}
-    evaluator = None
-    if run.config.evaluation and ("evaluation" in wanted or (run.config.rl and run.config.rl.eval_steps)):
-        evaluator = evaluation.prepare(run)
+    evaluator = prepared.get("evaluation")
     weights = Weights(run)
     for stage in present:
+        run.stop_if_asked(f"before {stage}")
         if stage == "rl" and evaluator and "evaluation" in wanted:
             evaluate_once(run, evaluator, weights, "before")
         if stage in prepared:
             run.note(f"{stage}: starts from {weights.origin}")
             extra = {"evaluate": evaluation.in_loop(evaluator)} if stage == "rl" and evaluator else {}
-            weights.take(stage, TRAINING[stage].train(run, weights.params(), prepared[stage], **extra))
+            weights.take(stage, TRAINING[stage].train(run, weights.params, prepared[stage], **extra))
         elif run.finished_step(stage) is not None:
             run.note(f"{stage}: finished before, step {run.finished_step(stage)}")
             weights.take(stage)
@@ -108,8 +132,10 @@ def run_sections(run: Run, wanted: Collection[str]) -> None:
         evaluate_once(run, evaluator, weights, "after" if run.config.rl else "policy")
         show_evaluations(run)
     if present and all(run.finished_step(stage) is not None for stage in present):
-        run.note(f"policy: {run.directory / 'hf'} (a Hugging Face directory)")
-        export(weights.params(), run.model.config, run.tokenizer, run.eos_ids, run.directory / "hf")
+        exported = run.directory / "hf"
+        if not exported.exists():
+            export(weights.params(), run.model.config, run.tokenizer, run.eos_ids, exported)
+        run.note(f"policy: {exported} (a Hugging Face directory)")
 
 
 class Weights:
@@ -135,27 +161,36 @@ class Weights:
         if self._params is None and self.stage is None:
             self._params = initial_params(run.config, run.model.config, run.mesh)
         elif self._params is None:
-            with run.checkpoints(self.stage) as checkpoints:
-                self._params = checkpoints.restore_params(
-                    run.finished_step(self.stage), abstract(run.model.config, run.mesh)
-                )
-        params = self._params
-        return params
+            self._params = self._finished(self.stage)
+        return self._params
+
+    def _finished(self, stage: str) -> Any:
+        """The result of a stage that was finished before."""
+        run = self.run
+        try:
+            with run.checkpoints(stage) as checkpoints:
+                return checkpoints.restore_params(run.finished_step(stage), abstract(run.model.config, run.mesh))
+        except CheckpointError as error:
+            done = run.stage(stage) / "done.json"
+            raise CheckpointError(
+                f"{error}; bring it back as it was, or delete {done} to train again from the newest good checkpoint"
+            ) from error
 
 
 def evaluate_once(run: Run, evaluator: evaluation.Evaluator, weights: Weights, name: str) -> None:
     """Evaluate the present weights unless it was done before."""
-    if evaluation.read_result(run, name) is None:
+    if not agree(evaluation.result_path(run, name).is_file()):
         evaluation.run_evaluation(evaluator, weights.params(), name, weights.origin)
 
 
 def show_evaluations(run: Run) -> None:
     """Print the table of before and after."""
-    results = [evaluation.read_result(run, name) for name in ("before", "after", "policy")]
-    table([result for result in results if result])
+    if is_primary():
+        paths = [evaluation.result_path(run, name) for name in ("before", "after", "policy")]
+        table([json.loads(path.read_text()) for path in paths if path.is_file()])
 
 
 def report(run: Run) -> None:
     """Write report.html, whatever has been reached, and say where it lies."""
-    if is_primary():
+    if is_primary() and started_stages(run.directory):
         run.note(f"report: {write_report(run.directory)}")

@@ -13,7 +13,7 @@ from grpo_jax.config import Config
 from grpo_jax.configure import ConfigError, find
 from grpo_jax.data.tokenizer import character_tokenizer, check_vocabulary, eos_ids, load_tokenizer
 from grpo_jax.models.decoder import Decoder, DecoderConfig, from_architecture
-from grpo_jax.models.hf import load_params, read_config, save_params
+from grpo_jax.models.hf import check_params, load_params, read_config, save_params
 from grpo_jax.models.parameters import abstract_params, init_params
 
 
@@ -69,14 +69,20 @@ def initial_params(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
     return init_params(decoder, jax.random.key(config.seed), mesh)
 
 
+def check_weights(config: Config, decoder: DecoderConfig, mesh: Mesh) -> None:
+    """Refuse weights that are not all there or of another model, and a mesh that does not divide them; loads none."""
+    if config.model.model_name_or_path:
+        check_params(config.model.model_name_or_path, decoder, mesh)
+    else:
+        abstract(decoder, mesh)
+
+
 def abstract(decoder: DecoderConfig, mesh: Mesh) -> Any:
     """Shapes and shardings of the weights; raises `ShardingError` if the mesh does not divide one."""
     return abstract_params(decoder, mesh)
 
 
 def export(params: Any, decoder: DecoderConfig, tokenizer: Any, ends: tuple[int, ...], path: Path) -> None:
-    """Write the policy as a Hugging Face directory, in the type it was computed in, unless it is there already."""
-    if path.exists():
-        return
+    """Write the policy as a Hugging Face directory, in the type it was computed in."""
     ids = {"eos_token_id": list(ends), "pad_token_id": tokenizer.pad_token_id}
     save_params(params, decoder, tokenizer, path, dtype=decoder.dtype, generation_config=ids)

@@ -31,6 +31,7 @@ from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.rollouts import drop_rollouts_after
 from grpo_jax.rewards.reward import Reward, check_rewards, load_rewards
 from grpo_jax.stages.judging import Judged, judge
+from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.programs import RLPrograms, compiled, rl_programs
 from grpo_jax.stages.rollouts import keep_rollouts, step_metrics
 from grpo_jax.stages.run import Run
@@ -95,22 +96,27 @@ def prepare(run: Run) -> Prepared:
     return Prepared(problems, algorithm, rewards, source_record(problems))
 
 
-def train(run: Run, params: Any, prepared: Prepared, evaluate: Callable[[Any], dict[str, float]] | None = None) -> Any:
-    """Reinforce `params` from where the stage stands; returns the trained parameters.
+def train(
+    run: Run,
+    initial: Callable[[], Any],
+    prepared: Prepared,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+) -> Any:
+    """Reinforce a policy from where the stage stands; returns the trained parameters.
 
-    `evaluate(params)` gives held-out metrics for the log every `eval_steps`.
+    `initial()` loads the weights to begin with, `evaluate(params)` gives held-out metrics for the log.
     """
     c: RLConfig = run.config.rl
     total = c.iterations * c.max_steps
     optimizer = make_optimizer(c.optimizer, total * c.num_iterations)
     sampling = run.sampling(c.sampling, c.num_generations)
+    params = abstract(run.model.config, run.mesh)
     programs = rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params)
     stage = Stage(run, prepared.problems, prepared.algorithm, prepared.rewards, programs)
     health = Health(c.max_skipped_steps, c.max_logprob_gap if sampling.distribution.full_support else None)
 
     with run.checkpoints("rl", c.save_total_limit) as checkpoints:
-        state, reference, start = begin(stage, checkpoints, optimizer, params, prepared.data)
-        del params  # from here on the state's arrays are donated to each update
+        state, reference, start = begin(stage, checkpoints, optimizer, initial, prepared.data)
         drop_rollouts_after(run.stage("rl"), start)
         with (
             MetricsWriter(run.stage("rl"), run.config.report_to, f"{run.name}/rl") as log,
@@ -121,6 +127,7 @@ def train(run: Run, params: Any, prepared: Prepared, evaluate: Callable[[Any], d
                 if step % c.max_steps == 0:
                     reference = programs.freeze(state.params)  # 3
                 batch = collect(stage, state, reference, step, progress)  # 5 to 9
+                run.leave_if_asked(checkpoints, step, total, {"state": state, "reference": reference}, prepared.data)
                 state, updates = improve(stage, state, batch.experience, progress)  # 10, 11
                 done = step + 1
                 metrics = step_metrics(batch.rollout, batch.judged, updates, progress.seconds)
@@ -130,34 +137,38 @@ def train(run: Run, params: Any, prepared: Prepared, evaluate: Callable[[Any], d
                     ),
                     "compiles": compiled(*programs),
                 }
-                health.check(done, metrics)
-                if evaluate and c.eval_steps and done % c.eval_steps == 0:
+                held_out = bool(evaluate and c.eval_steps and done % c.eval_steps == 0)
+                if held_out:
                     with progress.phase("evaluate"):
                         metrics |= evaluate(state.params)
-                logged = done % c.logging_steps == 0 or done == total
+                logged = held_out or done % c.logging_steps == 0 or done == total
                 if logged:
                     log.write(done, metrics)
                 if c.rollout_steps and (step % c.rollout_steps == 0 or done == total):
                     keep_rollouts(run, done, prepared.problems, *batch)
+                health.check(done, metrics)  # after the log, which shows what was wrong
                 with progress.phase("save"):
-                    run.save_if_due(
-                        checkpoints, c, done, total, {"state": state, "reference": reference}, prepared.data
-                    )
+                    saved = {"state": state, "reference": reference}
+                    run.save_if_due(checkpoints, c, done, total, saved, prepared.data)
                 progress.advance(metrics if logged else None)
     run.finish("rl", total)
     return state.params
 
 
 def begin(
-    stage: Stage, checkpoints: Any, optimizer: Any, params: Any, data: Mapping[str, Any]
+    stage: Stage, checkpoints: Any, optimizer: Any, initial: Callable[[], Any], data: Mapping[str, Any]
 ) -> tuple[TrainState, Any, int]:
-    """The state, the reference and the step to go on from: a checkpoint's, or line 1 of the algorithm."""
-    abstract = abstract_state(params, optimizer, stage.run.mesh)
-    reference = abstract_copy(stage.programs.freeze, abstract.params)
-    resumed, start = stage.run.restore(checkpoints, {"state": abstract, "reference": reference}, data)
+    """The state, the reference and the step to go on from: a checkpoint's, or line 1 of the algorithm.
+
+    The state's arrays are donated to each update, those of `initial()` among them.
+    """
+    run = stage.run
+    state = abstract_state(abstract(run.model.config, run.mesh), optimizer, run.mesh)
+    reference = abstract_copy(stage.programs.freeze, state.params)
+    resumed, start = run.restore(checkpoints, {"state": state, "reference": reference}, data)
     if resumed:
         return resumed["state"], resumed["reference"], start
-    return create_state(params, optimizer, stage.run.config.seed, stage.run.mesh), None, 0
+    return create_state(initial(), optimizer, run.config.seed, run.mesh), None, 0
 
 
 def collect(stage: Stage, state: TrainState, reference: Any, step: int, progress: Progress) -> Collected:

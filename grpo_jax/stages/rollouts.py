@@ -10,7 +10,7 @@ import numpy as np
 
 from grpo_jax.algorithms.advantages import dead_groups
 from grpo_jax.data.prompts import prompt_text
-from grpo_jax.reporting.rollouts import rollout_groups, token_texts, write_rollouts
+from grpo_jax.reporting.rollouts import rollout_groups, span, token_texts, write_rollouts
 from grpo_jax.rewards.extract import extract_answer
 from grpo_jax.sharding import global_to_host
 from grpo_jax.stages.judging import Judged
@@ -104,7 +104,8 @@ def keep_rollouts(
         answers=[problem.answer for problem in problems],
         texts=texts,
         tokens=[
-            token_texts(row[chosen].tolist(), run.tokenizer.decode) for row, chosen in zip(tokens, mask, strict=True)
+            token_texts(row[: span(chosen)].tolist(), run.tokenizer.decode)
+            for row, chosen in zip(tokens, mask, strict=True)
         ],
         completion_mask=mask,
         logprobs=logprobs,

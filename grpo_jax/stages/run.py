@@ -6,21 +6,20 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from grpo_jax.config import Config, RLConfig, SamplingConfig, SFTConfig
 from grpo_jax.data.prompts import encode_prompts, prompt_messages, prompt_text, uses_chat
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.reporting.files import write_atomically
+from grpo_jax.reporting.files import is_primary, write_atomically
 from grpo_jax.rewards.workers import Workers
 from grpo_jax.sampler.draw import Distribution
 from grpo_jax.sampler.sample import Sampling
 from grpo_jax.sampler.stop import cut_at_stop
-from grpo_jax.sharding import ShardingError, batch_shards, global_to_host, host_to_global, named
+from grpo_jax.sharding import ShardingError, agree, batch_shards, global_to_host, host_to_global, named
 from grpo_jax.training.checkpoint import Checkpoints
 from grpo_jax.training.interrupt import Interruption
 from grpo_jax.training.manifest import CheckpointError
@@ -103,7 +102,7 @@ class Run:
 
     def note(self, message: str) -> None:
         """Tell the user something once; only process 0 speaks."""
-        if jax.process_index() == 0:
+        if is_primary():
             print(message, flush=True)
 
     def stage(self, name: str) -> Path:
@@ -130,9 +129,10 @@ class Run:
             return None, 0
         saved = checkpoints.meta(newest.step)["data"]
         if saved != data:
+            then, now = (f"{d['problems']} with fingerprint {d['fingerprint']}" for d in (saved, data))
             raise CheckpointError(
-                f"{checkpoints.directory / str(newest.step)}: the problems have changed since it was saved "
-                f"({saved} then, {data} now); restore them, or start in another output_dir"
+                f"{checkpoints.directory / str(newest.step)}: the problems have changed since it was saved: "
+                f"{then} then, {now} now; bring them back, or start in another output_dir"
             )
         tree, _ = checkpoints.restore(newest.step, abstract)
         self.note(f"resumed at step {newest.step} of {checkpoints.directory.parent.name}")
@@ -151,18 +151,41 @@ class Run:
         stop = self.interruption.requested_anywhere()
         if stop or done == total or (config.save_steps and done % config.save_steps == 0):
             checkpoints.save(done, state, {"data": data})
-        if stop or done == total:
-            checkpoints.wait()
         if stop and done < total:
-            raise self.interruption.interrupted(
-                f"stopped after step {done} of {total}, which is saved; the same command goes on from there"
-            )
+            self.stop_saved(checkpoints, done, total)
+        if done == total:
+            checkpoints.wait()
+
+    def leave_if_asked(
+        self, checkpoints: Checkpoints, finished: int, total: int, state: Any, data: dict[str, Any]
+    ) -> None:
+        """Within a step: if a signal asked to stop, save the last finished step; the one under way is made again."""
+        if not self.interruption.requested_anywhere():
+            return
+        if not finished:
+            raise self.interruption.interrupted("stopped before the first step; the same command starts it again")
+        checkpoints.save(finished, state, {"data": data})
+        self.stop_saved(checkpoints, finished, total)
+
+    def stop_saved(self, checkpoints: Checkpoints, done: int, total: int) -> NoReturn:
+        """Stop on a signal, once the last finished step is on the disk."""
+        checkpoints.wait()
+        raise self.interruption.interrupted(
+            f"stopped after step {done} of {total}, which is saved; the same command goes on from there"
+        )
+
+    def stop_if_asked(self, where: str) -> None:
+        """Stop on a signal where nothing is under way that would have to be saved."""
+        if self.interruption.requested_anywhere():
+            raise self.interruption.interrupted(f"stopped {where}; the same command goes on from there")
 
     def finished_step(self, stage: str) -> int | None:
         """The last step of a finished stage, None if it is not finished."""
         path = self.stage(stage) / "done.json"
-        return json.loads(path.read_text())["step"] if path.is_file() else None
+        step = int(agree(json.loads(path.read_text())["step"] if path.is_file() else -1))
+        return step if step >= 0 else None
 
     def finish(self, stage: str, step: int) -> None:
         """Record that a stage is finished; it is not run again."""
-        write_atomically(self.stage(stage) / "done.json", json.dumps({"step": step}) + "\n")
+        if is_primary():
+            write_atomically(self.stage(stage) / "done.json", json.dumps({"step": step}) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from grpo_jax.data.demonstrations import Example, demonstrations, fit
 from grpo_jax.data.packing import PackingPlan, packed_batch
 from grpo_jax.reporting.metrics import MetricsWriter
 from grpo_jax.reporting.progress import Progress
+from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.programs import compiled, sft_program
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import read_source, source_record
@@ -54,9 +56,13 @@ def prepare(run: Run) -> Prepared:
     return Prepared(examples, plan, source_record(problems))
 
 
-def train(run: Run, params: Any, prepared: Prepared) -> Any:
-    """Fine-tune `params` from where the stage stands; returns the trained parameters."""
+def train(run: Run, initial: Callable[[], Any], prepared: Prepared) -> Any:
+    """Fine-tune a policy from where the stage stands; `initial()` loads the weights to begin with.
+
+    Returns the trained parameters.
+    """
     c: SFTConfig = run.config.sft
+    params = abstract(run.model.config, run.mesh)
     optimizer = make_optimizer(c.optimizer, c.max_steps)
     update = sft_program(run.model, c, optimizer, params)
     health = Health()
@@ -65,10 +71,11 @@ def train(run: Run, params: Any, prepared: Prepared) -> Any:
         return run.place(packed_batch(prepared.examples, prepared.plan, step, run.pad_id))
 
     with run.checkpoints("sft", c.save_total_limit) as checkpoints:
-        abstract = {"state": abstract_state(params, optimizer, run.mesh)}
-        resumed, start = run.restore(checkpoints, abstract, prepared.data)
-        state = resumed["state"] if resumed else create_state(params, optimizer, run.config.seed, run.mesh)
-        del params, resumed  # from here on the state's arrays are donated to each update
+        saved = {"state": abstract_state(params, optimizer, run.mesh)}
+        resumed, start = run.restore(checkpoints, saved, prepared.data)
+        # From here on the state's arrays are donated to each update, those of `initial()` among them.
+        state = resumed["state"] if resumed else create_state(initial(), optimizer, run.config.seed, run.mesh)
+        del resumed
         with (
             MetricsWriter(run.stage("sft"), run.config.report_to, f"{run.name}/sft") as log,
             Progress("sft", total=c.max_steps, start=start) as progress,
@@ -86,10 +93,10 @@ def train(run: Run, params: Any, prepared: Prepared) -> Any:
                     "tokens_per_sec": metrics["num_tokens"] / sum(progress.seconds.values()),
                     "compiles": compiled(update),
                 }
-                health.check(done, metrics)
                 logged = done % c.logging_steps == 0 or done == c.max_steps
                 if logged:
                     log.write(done, metrics)
+                health.check(done, metrics)  # after the log, which shows what was wrong
                 with progress.phase("save"):
                     run.save_if_due(checkpoints, c, done, c.max_steps, {"state": state}, prepared.data)
                 progress.advance(metrics if logged else None)

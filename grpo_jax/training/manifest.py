@@ -58,9 +58,7 @@ def write(directory: Path, body: dict[str, Any]) -> dict[str, Any]:
     names = [name for name in names if not name.startswith(NAME)]
     with ThreadPoolExecutor(THREADS) as threads:
         digests = list(threads.map(lambda name: _digest(directory / name, sync=True), names))
-    files = {
-        name: {"bytes": size, "sha256": digest} for name, (size, digest) in zip(names, digests, strict=True)
-    }
+    files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in zip(names, digests, strict=True)}
     content = {"format": FORMAT, **body, "files": files}
     partial = directory / (NAME + ".partial")
     with open(partial, "w", encoding="utf-8") as f:

@@ -58,8 +58,6 @@ def create_state(params: Any, optimizer: optax.GradientTransformation, seed: int
     """A state at step 0 round these parameters (which it shares, not copies)."""
     shardings = state_shardings(abstract_state(params, optimizer, mesh))
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
-    start = jax.jit(
-        lambda: (jnp.int32(0), jax.random.key(seed)), out_shardings=(shardings.step, shardings.key)
-    )
+    start = jax.jit(lambda: (jnp.int32(0), jax.random.key(seed)), out_shardings=(shardings.step, shardings.key))
     step, key = start()
     return TrainState(step, params, opt_state, key)

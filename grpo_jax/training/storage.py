@@ -15,6 +15,7 @@ from grpo_jax.training.manifest import CheckpointError
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax renames `<step>.orbax-checkpoint-tmp` to `<step>` at the end
 DELETED = ".deleting"
+LOCK = ".lock"
 SPARE = 1.1  # free space asked for, as a multiple of the arrays' bytes
 
 
@@ -35,7 +36,7 @@ def claim(directory: Path) -> IO:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / ".lock", "a+")  # noqa: SIM115 (held for the life of the run)
+        lock = open(directory / LOCK, "a+")  # noqa: SIM115 (held for the life of the run)
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be written ({error.strerror})") from error
     try:

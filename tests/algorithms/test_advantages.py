@@ -61,9 +61,7 @@ def steps_of(inputs):
     return jnp.array(steps), jnp.array(mask)
 
 
-@pytest.mark.parametrize(
-    "name", ["adv_process_basic", "adv_process_stepcount", "adv_process_reduces_to_outcome"]
-)
+@pytest.mark.parametrize("name", ["adv_process_basic", "adv_process_stepcount", "adv_process_reduces_to_outcome"])
 def test_process_normalized_golden(vectors, name):
     v = vectors[name]
     got = process_normalized(*steps_of(v["inputs"]))[0]

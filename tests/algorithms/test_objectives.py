@@ -128,13 +128,9 @@ def test_sft_and_rft_are_the_same_weights_golden(vectors):
     logprobs, mask = padded(v["inputs"]["logp"])
     correct = jnp.array(v["inputs"]["correct"])[:, None]
     np.testing.assert_allclose((sequence_mean(mask) * logprobs).sum(), v["expected"]["J_sft"], rtol=1e-5)
-    np.testing.assert_allclose(
-        (sequence_mean(mask) * correct * logprobs).sum(), v["expected"]["J_rft"], rtol=1e-5
-    )
+    np.testing.assert_allclose((sequence_mean(mask) * correct * logprobs).sum(), v["expected"]["J_rft"], rtol=1e-5)
     kept = mask & (correct > 0)
-    np.testing.assert_allclose(
-        (sequence_mean(kept) * logprobs).sum(), v["expected"]["J_rft_filtered_mean"], rtol=1e-5
-    )
+    np.testing.assert_allclose((sequence_mean(kept) * logprobs).sum(), v["expected"]["J_rft_filtered_mean"], rtol=1e-5)
 
 
 def test_on_policy_loss_is_zero_and_its_gradient_is_not(vectors):
@@ -180,9 +176,7 @@ def test_far_off_tokens_stay_finite(gap):
 
 def test_ratio_off_the_mask_is_one():
     mask = jnp.array([[True, False]])
-    np.testing.assert_allclose(
-        token_ratio(jnp.array([[0.0, 5.0]]), jnp.zeros((1, 2)), mask), [[1.0, 1.0]]
-    )
+    np.testing.assert_allclose(token_ratio(jnp.array([[0.0, 5.0]]), jnp.zeros((1, 2)), mask), [[1.0, 1.0]])
 
 
 def test_weights_of_an_empty_batch_are_zero():

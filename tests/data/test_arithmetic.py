@@ -25,9 +25,7 @@ def partial_sums(problem):
 
 
 @pytest.mark.parametrize("same_digits", [False, True])
-@pytest.mark.parametrize(
-    "first_digits, digits, steps", [(1, 1, 1), (1, 1, 3), (2, 1, 2), (2, 1, 3), (1, 2, 2), (3, 2, 1)]
-)
+@pytest.mark.parametrize("first_digits, digits, steps", [(1, 1, 1), (1, 1, 3), (2, 1, 2), (1, 2, 2), (3, 2, 1)])
 def test_enumeration_is_exactly_the_sums_within_the_borders(first_digits, digits, steps, same_digits):
     space = Space(first_digits, digits, steps, same_digits=same_digits)
     found = {symbols(space.unrank(rank)) for rank in range(space.size)}

@@ -296,9 +296,7 @@ def tiny_disk(tmp_path):
     path = tmp_path / "disk"
     path.mkdir()
     mount = shutil.which("mount")
-    done = mount and subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=6m", "tmpfs", path], capture_output=True
-    )
+    done = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=6m", "tmpfs", path], capture_output=True)
     if not done or done.returncode:
         pytest.skip("no right to mount a file system")
     yield path

@@ -41,15 +41,11 @@ def stacked_params(key=0):
 def test_multistep_golden(vectors):
     vector = vectors["lr_multistep"]
     inputs = vector["inputs"]
-    config = OptimizerConfig(
-        learning_rate=inputs["peak"], lr_scheduler_type="multistep", warmup_steps=inputs["warmup"]
-    )
+    config = OptimizerConfig(learning_rate=inputs["peak"], lr_scheduler_type="multistep", warmup_steps=inputs["warmup"])
     rate = jax.jit(schedule(config, inputs["total_steps"]))
     for row in vector["expected"]["rows"]:
         np.testing.assert_allclose(rate(row["step"]), row["lr"], rtol=1e-6)
-        np.testing.assert_allclose(
-            learning_rate_at(config, inputs["total_steps"], row["step"]), row["lr"], rtol=1e-6
-        )
+        np.testing.assert_allclose(learning_rate_at(config, inputs["total_steps"], row["step"]), row["lr"], rtol=1e-6)
 
 
 def test_token_budgets_give_the_steps_of_the_schedules(vectors):
@@ -105,9 +101,7 @@ def test_what_decays_is_said_by_name_since_layers_are_stacked():
 
 
 def test_one_update_is_clipped_adamw():
-    config = OptimizerConfig(
-        learning_rate=1e-2, warmup_steps=2, weight_decay=0.1, max_grad_norm=0.5, adam_beta2=0.99
-    )
+    config = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, weight_decay=0.1, max_grad_norm=0.5, adam_beta2=0.99)
     params, optimizer = stacked_params(), make_optimizer(config, 10)
     mask, state = decayed(params), optimizer.init(params)
     update = jax.jit(optimizer.update)
@@ -138,8 +132,7 @@ def test_one_update_is_clipped_adamw():
 def test_zero_max_grad_norm_does_not_clip():
     params = {"w": jnp.ones((2, 2))}
     free, wide = (
-        make_optimizer(OptimizerConfig(learning_rate=1.0, max_grad_norm=norm, adam_beta2=0.5), 3)
-        for norm in (0.0, 1e9)
+        make_optimizer(OptimizerConfig(learning_rate=1.0, max_grad_norm=norm, adam_beta2=0.5), 3) for norm in (0.0, 1e9)
     )
     gradient = {"w": jnp.full((2, 2), 1e3)}
     np.testing.assert_array_equal(

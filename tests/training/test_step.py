@@ -141,9 +141,7 @@ def test_truncating_padding_rows_is_not_felt(rollout, expected):
     rng.integers(0, 2, (P, G))
     e = batch_of(rollout, rewards)
     e2 = jax.device_get(
-        make_experience(
-            ALGORITHM, fewer, Rewards(jnp.array(rewards[keep])), e.old_logprobs[rows], e.ref_logprobs[rows]
-        )
+        make_experience(ALGORITHM, fewer, Rewards(jnp.array(rewards[keep])), e.old_logprobs[rows], e.ref_logprobs[rows])
     )
     assert_same(got, update(e2))
 

@@ -1,0 +1,91 @@
+"""The same command on two processes: one run, with the numbers of a run on one process with as many devices."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+SETTINGS = """
+output_dir: {directory}
+model: {{architecture: {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 2,
+         head_dim: 8, intermediate_size: 32}}}}
+mesh: {{data: 2, fsdp: 2, tensor: 1}}
+prompt: {{format: text, max_prompt_length: 8}}
+sft:
+  source: {{kind: arithmetic, size: 200}}
+  max_steps: 4
+  batch_size: 16
+  max_length: 16
+  logging_steps: 1
+rl:
+  source: {{kind: arithmetic, size: 200}}
+  algorithm: {{kind: grpo}}
+  rewards: [{{kind: accuracy}}, {{kind: length, max_length: 8, buffer: 4}}]
+  max_steps: 3
+  prompts_per_step: 4
+  num_generations: 4
+  sampling: {{max_completion_length: 8}}
+  optimizer: {{learning_rate: 1.0e-3}}
+  save_steps: 2
+evaluation:
+  source: {{kind: arithmetic, split: test, size: 10}}
+  reward: {{kind: accuracy}}
+  num_samples: 2
+  k: [1, 2]
+  batch_prompts: 4
+  sampling: {{max_completion_length: 8}}
+"""
+
+
+def start(directory, devices, *flags):
+    directory.mkdir(exist_ok=True)
+    config = directory / "run.yaml"
+    config.write_text(SETTINGS.format(directory=directory / "out"))
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    command = [sys.executable, ROOT / "launch" / "train.py", config, "--debug", *flags]
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def metrics(directory, stage):
+    lines = map(json.loads, (directory / "out" / stage / "metrics.jsonl").read_text().splitlines())
+    clocks = ("time", "tokens_per_sec")
+    return [{k: v for k, v in line.items() if not k.startswith(clocks)} for line in lines]
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path):
+    alone = start(tmp_path / "one", 4)
+    output = alone.communicate(timeout=500)[0]
+    assert alone.returncode == 0, output
+    cluster = ("--coordinator", f"localhost:{free_port()}", "--num_processes", 2, "--process_id")
+    both = [start(tmp_path / "two", 2, *cluster, i) for i in range(2)]
+    outputs = [process.communicate(timeout=500)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    assert "report:" in outputs[0] and "report:" not in outputs[1]
+    for stage in ("sft", "rl"):
+        one, two = metrics(tmp_path / "one", stage), metrics(tmp_path / "two", stage)
+        assert len(one) == len(two) > 0
+        for a, b in zip(one, two, strict=True):
+            assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
+    for name in ("before", "after"):
+        one, two = (
+            json.loads((tmp_path / run / "out" / "evaluation" / f"{name}.json").read_text()) for run in ("one", "two")
+        )
+        assert one["metrics"] == two["metrics"]
