@@ -1,9 +1,9 @@
-import jax
 import pytest
-from small_runs import run, write_settings
+from small_runs import EVALUATION, run, write_settings
 
 from grpo_jax.rewards.workers import Workers
 
+# Two outer iterations of two steps, two updates a step.
 ITERATED = {"num_iterations": 2, "iterations": 2, "max_steps": 2}
 
 
@@ -13,18 +13,19 @@ def workers():
         yield pool
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Programs that compile in half the time and run slower, where a test is about what is around them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, workers):
+    """An unbroken run of sft and rl: settings and directory."""
+    folder = tmp_path_factory.mktemp("base")
+    file = write_settings(folder / "run.yaml", rl=ITERATED)
+    run(file, folder / "run", workers)
+    return file, folder / "run"
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory, workers):
-    """An unbroken run of sft and rl (2 outer iterations of 2 steps, 2 updates a step): settings and directory."""
-    folder = tmp_path_factory.mktemp("base")
-    file = write_settings(folder / "run.yaml", rl=ITERATED)
+def evaluated(tmp_path_factory, workers):
+    """An unbroken run of rl with evaluations before and after: settings and directory."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    file = write_settings(folder / "run.yaml", sft=None, rl={"max_steps": 3}, evaluation=EVALUATION)
     run(file, folder / "run", workers)
     return file, folder / "run"

@@ -1,5 +1,6 @@
 """Pipelines that take seconds: their settings, running them in this process, and comparing what they leave."""
 
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from grpo_jax.stages import pipeline
 from grpo_jax.stages.run import Run
 from grpo_jax.training.interrupt import Interrupted
 from launch.train import main
+
+QUICK = "jax_disable_most_optimizations"
 
 SUMS = {"kind": "arithmetic", "first_digits": 1, "steps": 1}
 
@@ -86,8 +89,18 @@ def write_settings(path: Path, **changes) -> Path:
 def run(file: Path, directory: Path, workers, *flags: str) -> None:
     """What launch/train.py does, on as many of the fake devices as the mesh asks for (-1: one)."""
     command = load([str(file), "--output_dir", str(directory), *flags])
-    with mock.patch.object(pipeline, "make_mesh", on_few_devices):
+    with quick_compilation(), mock.patch.object(pipeline, "make_mesh", on_few_devices):
         pipeline.run(command, workers)
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    """Programs that compile in half the time and run slower: here they are small and run a few times."""
+    jax.config.update(QUICK, True)
+    try:
+        yield
+    finally:
+        jax.config.update(QUICK, False)
 
 
 def on_few_devices(config):
@@ -170,7 +183,8 @@ def assert_equal_leaves(got: Path, expected: Path, stage: str) -> set[str]:
 def launched(argv: list[str], capsys, *, all_devices: bool = False) -> tuple[int, str]:
     """Exit code and what was printed on stderr."""
     capsys.readouterr()
-    with mock.patch.object(pipeline, "make_mesh", pipeline.make_mesh if all_devices else on_few_devices):
+    meshes = pipeline.make_mesh if all_devices else on_few_devices
+    with quick_compilation(), mock.patch.object(pipeline, "make_mesh", meshes):
         code = main(argv)
     return code, capsys.readouterr().err
 

@@ -41,8 +41,6 @@ SMALL = {
     },
 }
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def qwen2(tmp_path_factory):

@@ -6,12 +6,10 @@ import signal
 from unittest import mock
 
 import pytest
-from small_runs import EVALUATION, assert_equal_leaves, metrics, rollouts, run, steps, write_settings
+from small_runs import assert_equal_leaves, metrics, rollouts, run, steps
 
 from grpo_jax.stages import evaluation, rl
 from grpo_jax.training.interrupt import Interrupted
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def signalled(module, name: str, *, call: int, signum=signal.SIGTERM):
@@ -33,18 +31,9 @@ def stopped(patch, file, directory, workers) -> Interrupted:
     return caught.value
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, workers):
-    """An unbroken run with evaluations, without sft."""
-    folder = tmp_path_factory.mktemp("finished")
-    file = write_settings(folder / "run.yaml", sft=None, rl={"max_steps": 3}, evaluation=EVALUATION)
-    run(file, folder / "run", workers)
-    return file, folder / "run"
-
-
-def test_a_signal_in_every_phase(finished, workers, tmp_path, capsys):
+def test_a_signal_in_every_phase(evaluated, workers, tmp_path, capsys):
     """In the evaluation before, in the first step, in sampling, in rewards, in an update, in the evaluation after."""
-    file, unbroken = finished
+    file, unbroken = evaluated
     said = stopped(signalled(evaluation, "draw", call=2), file, tmp_path, workers)
     assert "stopped in evaluation 'before', which is not kept" in str(said) and not (tmp_path / "rl").exists()
 
@@ -71,8 +60,8 @@ def test_a_signal_in_every_phase(finished, workers, tmp_path, capsys):
     assert metrics(tmp_path, "rl") == metrics(unbroken, "rl") and rollouts(tmp_path) == rollouts(unbroken)
 
 
-def test_a_finished_run_is_not_run_again(finished, workers, capsys):
-    file, directory = finished
+def test_a_finished_run_is_not_run_again(evaluated, workers, capsys):
+    file, directory = evaluated
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
     capsys.readouterr()
     with mock.patch.object(rl, "train"), mock.patch.object(evaluation, "evaluate"):

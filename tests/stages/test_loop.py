@@ -21,8 +21,6 @@ from trl_rewards import is_seven
 from grpo_jax.reporting.metrics import MetricsWriter, read_metrics
 from grpo_jax.stages import rl
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def python(name: str, **settings) -> dict:
     return {"kind": "python", "path": f"tests.stages.trl_rewards:{name}", **settings}
@@ -41,7 +39,7 @@ def test_rewards_that_fail_on_some_items_cost_those_items(tmp_path, workers, cap
         python("digits"),
         python("raises_on_seven"),
         python("nothing_on_seven"),
-        python("hangs_on_seven", time_limit=8),
+        python("hangs_on_seven", time_limit=6),
     ]
     file = write_settings(tmp_path / "run.yaml", sft=None, rl={"rewards": rewards, "max_steps": 1})
     run(file, tmp_path / "run", workers)

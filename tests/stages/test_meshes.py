@@ -7,6 +7,7 @@ import pytest
 from small_runs import EVALUATION, metrics, rollouts, run, run_interrupted, write_settings
 
 MESHES = [(1, 2, 2), (2, 2, 1), (1, 1, 4)]
+ONLY = ("--only", "rl")
 
 
 def flags(mesh) -> list[str]:
@@ -17,25 +18,13 @@ def flags(mesh) -> list[str]:
     ]
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, workers):
-    """One device, rl only, three steps."""
-    folder = tmp_path_factory.mktemp("alone")
-    file = write_settings(folder / "run.yaml", sft=None, rl={"max_steps": 3})
-    run(file, folder / "run", workers)
-    return file, folder / "run"
-
-
-def test_every_step_on_another_mesh(alone, workers, tmp_path, capsys):
+def test_every_step_on_another_mesh(evaluated, workers, tmp_path, capsys):
     """Sampling, scoring and update of step 1 on (1,2,2), of step 2 on (2,2,1), of step 3 on (1,1,4)."""
-    file, expected = alone
-    run_interrupted(file, tmp_path, workers, "rl", 1, *flags(MESHES[0]))
-    run_interrupted(file, tmp_path, workers, "rl", 2, *flags(MESHES[1]))
+    file, expected = evaluated
+    run_interrupted(file, tmp_path, workers, "rl", 1, *flags(MESHES[0]), *ONLY)
+    run_interrupted(file, tmp_path, workers, "rl", 2, *flags(MESHES[1]), *ONLY)
     assert "changed since the run was started: mesh.tensor: 2 -> 1" in capsys.readouterr().out
-    run(file, tmp_path, workers, *flags(MESHES[2]))
+    run(file, tmp_path, workers, *flags(MESHES[2]), *ONLY)
     assert_same(tmp_path, expected, "rl")
 
 

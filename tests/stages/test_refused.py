@@ -20,8 +20,6 @@ from tests.make_random_qwen2 import main as make_random_qwen2
 
 ROW = '{"question": "1+1=", "answer": "2"}\n'
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @dataclasses.dataclass(frozen=True)
 class Case:
