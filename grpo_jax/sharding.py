@@ -117,6 +117,11 @@ def global_to_host(tree: Any) -> Any:
     return jax.tree.map(fetch, tree)
 
 
+def run_key(seed: int) -> jax.Array:
+    """The key of a run. Threefry, whatever the environment prefers: only its noise is the same in any batch layout."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
 def agree(value: Any) -> Any:
     """What process 0 holds, on every process: numbers or arrays of one shape.
 

@@ -31,6 +31,19 @@ def batch_indices(num_problems: int, batch: int, *, seed: int, step: int) -> np.
     return result
 
 
+def distinct_indices(num_problems: int, batch: int, *, seed: int, step: int) -> np.ndarray:
+    """Return the problems of a step, none of them twice: an epoch has as many whole batches as fit.
+
+    What is left over at the end of a shuffled epoch waits for another. For sampling, where a problem that came twice
+    would come with the same noise and the same completions. Result [batch] i64. Raises `OrderError` if there are
+    fewer problems than `batch`.
+    """
+    if num_problems < batch:
+        raise OrderError(f"{num_problems} problems do not fill a batch of {batch} without repeating one")
+    epoch, place = divmod(step, num_problems // batch)
+    return permutation(num_problems, seed, epoch)[place * batch : (place + 1) * batch]
+
+
 @functools.lru_cache(maxsize=4)
 def permutation(num_problems: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of an epoch, [num_problems] i64: the argsort of a Philox stream with key (seed,

@@ -52,8 +52,11 @@ def load_tokenizer(path: str, note: Callable[[str], None] = print, *, prompt_for
     """
     from transformers import AutoTokenizer
 
+    settings = Path(path) / "tokenizer_config.json"
+    if settings.is_file() and "auto_map" in json.loads(settings.read_text("utf-8")):
+        raise TokenizerError(f"{settings}: auto_map asks to run code of the directory, which is never done; remove it")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
         raise TokenizerError(_cannot_load(path, error)) from error
     if getattr(tokenizer, "backend_tokenizer", None) is not None:

@@ -30,6 +30,7 @@ class Graded(NamedTuple):
 
     texts: list[list[str]]  # [problems][n]
     answers: list[list[str | None]]  # [problems][n], None where nothing could be read
+    votes: list[list[str | None]]  # [problems][n], the class of equal answers that each belongs to
     right: np.ndarray  # [problems, n] bool; what could not be judged is not right
     unjudged: np.ndarray  # [problems, n] bool
     finished: np.ndarray  # [problems, n] bool
@@ -51,12 +52,13 @@ def grade_samples(
     sample: Callable[[np.ndarray], Sampled],
     judge: Callable[[Sequence[Problem], list[str]], np.ndarray],
     extract: Callable[[str], str | None],
+    name_class: Callable[[str], str] = lambda answer: answer,
     advance: Callable[[], None] = lambda: None,
 ) -> Graded:
     """Sample and grade all problems in batches of one shape.
 
     `sample(indices)` gives `num_samples` completions for each index, `judge(problems, texts)` rewards [P, n] with NaN
-    for "cannot judge", `extract(text)` the answer that votes in maj@k.
+    for "cannot judge", `extract(text)` the answer, and `name_class(answer)` the class with which it votes in maj@k.
     """
     texts, rewards, lengths, finished = [], [], [], []
     for indices in batches(len(problems), batch_prompts):
@@ -69,9 +71,11 @@ def grade_samples(
         finished.append(drawn.finished.reshape(-1, num_samples)[:real])
         advance()
     rewards = np.concatenate(rewards)
+    answers = [[extract(text) for text in row] for row in texts]
     return Graded(
         texts=texts,
-        answers=[[extract(text) for text in row] for row in texts],
+        answers=answers,
+        votes=[[None if answer is None else name_class(answer) for answer in row] for row in answers],
         right=np.nan_to_num(rewards, nan=0.0) > RIGHT,
         unjudged=np.isnan(rewards),
         finished=np.concatenate(finished),
@@ -82,13 +86,13 @@ def grade_samples(
 def measures(greedy: Graded, sampled: Graded, ks: Sequence[int], *, seed: int) -> dict[str, dict[str, float]]:
     """Accuracies with 95 % bootstrap intervals over problems: greedy, mean@n, and pass@k and maj@k for each k.
 
-    In maj@k all right answers of a problem vote together, wrong ones where they are equal as text, and a sample from
+    In maj@k all right answers of a problem vote together, wrong ones by their class, and a sample from
     which no answer could be read has no vote.
     """
     n = sampled.right.shape[1]
     votes = [
-        [RIGHT_ANSWER if ok else answer for answer, ok in zip(answers, right, strict=True)]
-        for answers, right in zip(sampled.answers, sampled.right, strict=True)
+        [RIGHT_ANSWER if ok else vote for vote, ok in zip(votes, right, strict=True)]
+        for votes, right in zip(sampled.votes, sampled.right, strict=True)
     ]
     by_problem = {"greedy": greedy.right[:, 0].astype(float), f"mean@{n}": mean_at_n(sampled.right)}
     for k in ks:

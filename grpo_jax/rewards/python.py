@@ -53,7 +53,7 @@ def build(c: Config) -> Reward:
         raise RewardError(f"rewards: path: {error}") from None
     memory = c.memory_gb << 30
     host = partial(run, path=c.path, time_limit=c.time_limit, memory=memory)
-    return Reward(name, c.weight, host=host, check=partial(_check, path=c.path, memory=memory))
+    return Reward(name, c.weight, host=host, check=partial(_check, path=c.path, memory=memory), optional=True)
 
 
 def _check(workers: Workers, *, path: str, memory: int) -> None:

@@ -55,6 +55,7 @@ class Reward(NamedTuple):
     host: Callable[[Batch, Workers], Part] | None = None
     array: Callable[[Rollout], Array] | None = None
     check: Callable[[Workers], None] | None = None
+    optional: bool = False  # whether NaN leaves the sum to the other rewards; else it makes the sum NaN
 
 
 def load_reward(config: Any) -> Reward:

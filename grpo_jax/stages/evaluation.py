@@ -14,10 +14,11 @@ from grpo_jax.config import EvaluationConfig
 from grpo_jax.evaluation.evaluate import Graded, Sampled, grade_samples, measures, records
 from grpo_jax.reporting.files import is_primary, to_json, write_atomically
 from grpo_jax.reporting.progress import Progress
+from grpo_jax.rewards.equivalent import answer_key
 from grpo_jax.rewards.extract import extract_answer
-from grpo_jax.rewards.reward import Reward, load_reward
+from grpo_jax.rewards.reward import Reward, RewardError, check_rewards, load_reward
 from grpo_jax.rewards.score import score
-from grpo_jax.sharding import agree, global_to_host
+from grpo_jax.sharding import agree, global_to_host, run_key
 from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import load_answered
@@ -41,12 +42,20 @@ def prepare(run: Run) -> Evaluator:
     """Read the held-out problems and check the batch, before device memory is taken."""
     c: EvaluationConfig = run.config.evaluation
     run.check_batch("evaluation.batch_prompts", c.batch_prompts)
+    length = run.config.prompt.max_prompt_length + c.sampling.max_completion_length
+    run.check_length("prompt.max_prompt_length + evaluation.sampling.max_completion_length", length)
+    reward = load_reward(c.reward)
+    if reward.host is None:
+        raise RewardError(
+            f"evaluation.reward: {c.reward.kind} judges arrays, not answers; give one that reads text, such as accuracy"
+        )
+    check_rewards([reward], run.workers)
     problems = load_answered(run, c.source)
     run.note(f"evaluation: {len(problems)} held-out problems, greedy and {c.num_samples} samples each")
     return Evaluator(
         run=run,
         problems=problems,
-        reward=load_reward(c.reward),
+        reward=reward,
         greedy=sampling_program(run.model, run.sampling(c.sampling, 1, greedy=True)),
         sampled=sampling_program(run.model, run.sampling(c.sampling, c.num_samples)),
     )
@@ -55,7 +64,7 @@ def prepare(run: Run) -> Evaluator:
 def evaluate(evaluator: Evaluator, params: Any, advance: Callable[[], None]) -> tuple[Graded, Graded]:
     """Greedy and sampled completions of all problems, graded."""
     c: EvaluationConfig = evaluator.run.config.evaluation
-    key = jax.random.fold_in(jax.random.key(evaluator.run.config.seed), EVALUATION_STREAM)
+    key = jax.random.fold_in(run_key(evaluator.run.config.seed), EVALUATION_STREAM)
     greedy, sampled = (
         grade_samples(
             evaluator.problems,
@@ -64,6 +73,7 @@ def evaluate(evaluator: Evaluator, params: Any, advance: Callable[[], None]) -> 
             sample=lambda indices, program=program: draw(evaluator, program, params, key, indices),
             judge=lambda problems, texts, n=n: judge(evaluator, problems, texts, n),
             extract=extract_answer,
+            name_class=answer_key,
             advance=advance,
         )
         for n, program in ((1, evaluator.greedy), (c.num_samples, evaluator.sampled))
@@ -89,12 +99,13 @@ def judge(evaluator: Evaluator, problems: Sequence[Problem], texts: list[str], n
         [evaluator.reward],
         run.workers,
         num_generations=num_samples,
+        prompts=[run.prompt_as_seen(problem) for problem in problems],
         conversational=run.conversational,
     )
     return agree(scored.parts)[0]
 
 
-def run_evaluation(evaluator: Evaluator, params: Any, name: str, title: str) -> dict[str, Any]:
+def run_evaluation(evaluator: Evaluator, params: Any, name: str, origin: str) -> dict[str, Any]:
     """Evaluate a policy once and keep the result as evaluation/<name>.json with one record a problem beside it."""
     run, c = evaluator.run, evaluator.run.config.evaluation
     passes = 2 * -(-len(evaluator.problems) // c.batch_prompts)  # greedy and sampled, batch by batch
@@ -107,7 +118,7 @@ def run_evaluation(evaluator: Evaluator, params: Any, name: str, title: str) -> 
         greedy, sampled = evaluate(evaluator, params, advance)
     result = {
         "name": name,
-        "title": title,
+        "title": origin,
         "num_problems": len(evaluator.problems),
         "num_samples": c.num_samples,
         "temperature": c.sampling.temperature,
@@ -123,12 +134,23 @@ def run_evaluation(evaluator: Evaluator, params: Any, name: str, title: str) -> 
     return result
 
 
-def in_loop(evaluator: Evaluator) -> Callable[[Any], dict[str, float]]:
-    """`params -> {"eval/greedy": ..., "eval/mean@8": ...}` for the log of a training stage."""
+class Stopped(Exception):
+    """A signal came in the middle of an evaluation."""
+
+
+def in_loop(evaluator: Evaluator) -> Callable[[Any], dict[str, float] | None]:
+    """`params -> {"eval/greedy": ..., "eval/mean@8": ...}` for the log of a training stage; None on a signal."""
     c: EvaluationConfig = evaluator.run.config.evaluation
 
-    def held_out(params: Any) -> dict[str, float]:
-        greedy, sampled = evaluate(evaluator, params, lambda: None)
+    def go_on() -> None:
+        if evaluator.run.interruption.requested_anywhere():
+            raise Stopped
+
+    def held_out(params: Any) -> dict[str, float] | None:
+        try:
+            greedy, sampled = evaluate(evaluator, params, go_on)
+        except Stopped:
+            return None
         numbers = measures(greedy, sampled, c.k, seed=evaluator.run.config.seed)
         return {f"eval/{name}": entry["value"] for name, entry in numbers.items()}
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.rewards.combine import combine
-from grpo_jax.rewards.reward import Reward
-from grpo_jax.rewards.score import score
+from grpo_jax.rewards.reward import Reward, RewardError
+from grpo_jax.rewards.score import Scored, score
 from grpo_jax.sharding import agree, global_to_host
 from grpo_jax.stages.run import Run
 from grpo_jax.types import Problem, Rewards, Rollout
@@ -39,23 +39,8 @@ def judge(
 
     On several hosts each judges everything, and all go on with the numbers of the first.
     """
-    tokens, mask = global_to_host((rollout.completions.tokens, rollout.completion_mask))
     on_host = [reward for reward in rewards if reward.host is not None]
-    scored = score(
-        problems,
-        texts,
-        on_host,
-        run.workers,
-        num_generations=len(texts) // len(problems),
-        prompts=[run.prompt_as_seen(problem) for problem in problems],
-        completion_ids=[row[chosen].tolist() for row, chosen in zip(tokens, mask, strict=True)],
-        conversational=run.conversational,
-        step=step,
-    )
-    if scored.error and scored.error not in _told:
-        _told.add(scored.error)
-        run.note(f"a reward function failed, its items are left out: {scored.error}")
-    # A time limit may be met on one host and not on another: all take what the first one got.
+    scored = score_text(run, problems, texts, rollout, on_host, step)
     of_text = dict(zip((reward.name for reward in on_host), agree(scored.parts), strict=True))
     parts = {
         reward.name: np.asarray(of_text[reward.name])
@@ -64,9 +49,45 @@ def judge(
         for reward in rewards
     }
     weights = np.array([reward.weight for reward in rewards], np.float32)
-    outcome = _combine(jnp.asarray(np.stack(list(parts.values()))), weights)  # [P, G]
+    optional = np.array([reward.optional for reward in rewards])
+    outcome = _combine(jnp.asarray(np.stack(list(parts.values()))), weights, optional)  # [P, G]
     outcome = np.asarray(jax.device_get(outcome))
     return Judged(Rewards(run.place(outcome)), parts, outcome, scored.counts)
+
+
+def score_text(
+    run: Run, problems: Sequence[Problem], texts: list[str], rollout: Rollout, rewards: Sequence[Reward], step: int
+) -> Scored:
+    """The rewards that read text; what went wrong for the first time is told.
+
+    A time limit may be met on one host and not on another, so whether to stop is the first host's word, as the
+    numbers are: hosts that decided alone would wait for each other for ever.
+    """
+    tokens, mask = global_to_host((rollout.completions.tokens, rollout.completion_mask))
+    size = len(texts) // len(problems)
+    try:
+        scored, failed = (
+            score(
+                problems,
+                texts,
+                rewards,
+                run.workers,
+                num_generations=size,
+                prompts=[run.prompt_as_seen(problem) for problem in problems],
+                completion_ids=[row[chosen].tolist() for row, chosen in zip(tokens, mask, strict=True)],
+                conversational=run.conversational,
+                step=step,
+            ),
+            None,
+        )
+    except RewardError as error:
+        scored, failed = Scored(np.full((len(rewards), len(problems), size), np.nan, np.float32), {}), error
+    if agree(failed is not None):
+        raise failed or RewardError("a reward function failed on the first host; its message is there")
+    if scored.error and scored.error not in _told:
+        _told.add(scored.error)
+        run.note(f"a reward function failed, its items are left out: {scored.error}")
+    return scored
 
 
 _combine = jax.jit(combine)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from grpo_jax.config import Config
-from grpo_jax.configure import Command, check_resume, dump
+from grpo_jax.configure import Command, ConfigError, check_resume, dump
 from grpo_jax.reporting.environment import write_environment
 from grpo_jax.reporting.files import is_primary, write_atomically
 from grpo_jax.reporting.progress import table
@@ -27,6 +27,7 @@ from grpo_jax.stages.policy import (
     initial_params,
     open_decoder,
     open_tokenizer,
+    read_decoder_config,
 )
 from grpo_jax.stages.run import Run
 from grpo_jax.training.interrupt import Interruption
@@ -56,8 +57,9 @@ def open_run(config: Config, directory: Path, workers: Workers, interruption: In
     """Open everything that can be checked without device memory; nothing is written yet."""
     mesh = make_mesh(config.mesh)
     notes = print if is_primary() else lambda message: None
+    decoder_config = read_decoder_config(config)  # refuses directories that bring code, before anything is loaded
     tokenizer = open_tokenizer(config, notes)
-    model = open_decoder(config, tokenizer)
+    model = open_decoder(config, tokenizer, decoder_config)
     check_weights(config, model.config, mesh)
     return Run(
         config=config,
@@ -100,6 +102,11 @@ def keep_settings(run: Run) -> None:
 def prepare_sections(run: Run, wanted: Collection[str]) -> dict[str, Any]:
     """Read and check what the wanted sections that are not finished need, so that bad input is refused first."""
     c = run.config
+    if c.sft and "sft" not in wanted and run.finished_step("sft") is None:
+        raise ConfigError(
+            f"--only {','.join(wanted)}: sft comes first and is not finished; "
+            "add it to --only, or take the section out of the config"
+        )
     prepared = {
         stage: section.prepare(run)
         for stage, section in TRAINING.items()
@@ -129,11 +136,12 @@ def run_sections(run: Run, wanted: Collection[str], prepared: Mapping[str, Any])
         else:
             run.note(f"{stage}: not asked for, and not finished before: left out")
     if evaluator and "evaluation" in wanted:
-        evaluate_once(run, evaluator, weights, "after" if run.config.rl else "policy")
+        if weights.stage == "rl" or not run.config.rl:
+            evaluate_once(run, evaluator, weights, "after" if run.config.rl else "policy")
         show_evaluations(run)
     if present and all(run.finished_step(stage) is not None for stage in present):
         exported = run.directory / "hf"
-        if not exported.exists():
+        if not agree(exported.exists()):
             export(weights.params(), run.model.config, run.tokenizer, run.eos_ids, exported)
         run.note(f"policy: {exported} (a Hugging Face directory)")
 
@@ -178,8 +186,10 @@ class Weights:
 
 
 def evaluate_once(run: Run, evaluator: evaluation.Evaluator, weights: Weights, name: str) -> None:
-    """Evaluate the present weights unless it was done before."""
-    if not agree(evaluation.result_path(run, name).is_file()):
+    """Evaluate the present weights, unless the result that is there is of just these."""
+    path = evaluation.result_path(run, name)
+    known = path.is_file() and json.loads(path.read_text())["title"] == weights.origin
+    if not agree(known):
         evaluation.run_evaluation(evaluator, weights.params(), name, weights.origin)
 
 
@@ -191,6 +201,9 @@ def show_evaluations(run: Run) -> None:
 
 
 def report(run: Run) -> None:
-    """Write report.html, whatever has been reached, and say where it lies."""
+    """Write report.html, whatever has been reached, and say where it lies; a report that fails stops nothing."""
     if is_primary() and started_stages(run.directory):
-        run.note(f"report: {write_report(run.directory)}")
+        try:
+            run.note(f"report: {write_report(run.directory)}")
+        except (OSError, ValueError) as error:  # the run's own end, and its exit code, matter more
+            run.note(f"report: could not be written: {error}")

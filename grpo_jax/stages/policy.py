@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from grpo_jax.config import Config
@@ -15,6 +14,7 @@ from grpo_jax.data.tokenizer import character_tokenizer, check_vocabulary, eos_i
 from grpo_jax.models.decoder import Decoder, DecoderConfig, from_architecture
 from grpo_jax.models.hf import check_params, load_params, read_config, save_params
 from grpo_jax.models.parameters import abstract_params, init_params
+from grpo_jax.sharding import run_key
 
 
 def open_tokenizer(config: Config, note: Callable[[str], None]) -> Any:
@@ -45,14 +45,22 @@ def alphabet(config: Config) -> str:
     return "".join(sorted(characters))
 
 
-def open_decoder(config: Config, tokenizer: Any) -> Decoder:
-    """The decoder of the config: from a Hugging Face config.json, or from `model.architecture`."""
-    m = config.model
-    options = {"dtype": m.dtype, "remat": m.remat, "scan_layers": m.scan_layers}
-    if m.model_name_or_path:
-        decoder_config = read_config(m.model_name_or_path, **options)
-    else:
-        decoder_config = from_architecture(m.architecture, vocab_size=len(tokenizer), **options)
+def read_decoder_config(config: Config) -> DecoderConfig | None:
+    """The decoder that a Hugging Face config.json describes; None where it is made from `model.architecture`."""
+    name = config.model.model_name_or_path
+    return read_config(name, **decoder_options(config)) if name else None
+
+
+def decoder_options(config: Config) -> dict[str, Any]:
+    """How a decoder is computed, whatever its shape."""
+    return {"dtype": config.model.dtype, "remat": config.model.remat, "scan_layers": config.model.scan_layers}
+
+
+def open_decoder(config: Config, tokenizer: Any, decoder_config: DecoderConfig | None) -> Decoder:
+    """The decoder, of `model.architecture` if no other is given; the tokenizer must fit its vocabulary."""
+    if decoder_config is None:
+        options = decoder_options(config)
+        decoder_config = from_architecture(config.model.architecture, vocab_size=len(tokenizer), **options)
     check_vocabulary(tokenizer, decoder_config.vocab_size)
     return Decoder(decoder_config)
 
@@ -66,7 +74,7 @@ def initial_params(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
     """The weights that the pipeline starts from, created sharded."""
     if config.model.model_name_or_path:
         return load_params(config.model.model_name_or_path, decoder, mesh)
-    return init_params(decoder, jax.random.key(config.seed), mesh)
+    return init_params(decoder, run_key(config.seed), mesh)
 
 
 def check_weights(config: Config, decoder: DecoderConfig, mesh: Mesh) -> None:

@@ -18,6 +18,7 @@ continued training, has nothing to do where rewards are rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,11 +26,12 @@ import jax
 from grpo_jax.algorithms.algorithm import Algorithm
 from grpo_jax.config import RLConfig
 from grpo_jax.configure import find
-from grpo_jax.data.order import batch_indices
-from grpo_jax.reporting.metrics import MetricsWriter
+from grpo_jax.data.order import OrderError, distinct_indices
+from grpo_jax.reporting.metrics import MetricsWriter, read_metrics
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.rollouts import drop_rollouts_after
 from grpo_jax.rewards.reward import Reward, check_rewards, load_rewards
+from grpo_jax.sharding import agree
 from grpo_jax.stages.judging import Judged, judge
 from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.programs import RLPrograms, compiled, rl_programs
@@ -41,6 +43,8 @@ from grpo_jax.training.optimizer import learning_rate_at, make_optimizer
 from grpo_jax.training.state import abstract_copy, abstract_state, create_state
 from grpo_jax.training.step import group_cuts
 from grpo_jax.types import Experience, Problem, Rollout, TrainState
+
+Evaluate = Callable[[Any], dict[str, float] | None]
 
 
 class Prepared(NamedTuple):
@@ -77,10 +81,17 @@ def prepare(run: Run) -> Prepared:
     c: RLConfig = run.config.rl
     run.check_batch("rl.prompts_per_step", c.prompts_per_step)
     algorithm = find("algorithms", c.algorithm.kind).build(c.algorithm)
+    length = run.config.prompt.max_prompt_length + c.sampling.max_completion_length
+    run.check_length("prompt.max_prompt_length + rl.sampling.max_completion_length", length)
     group_cuts(c.prompts_per_step, c.num_generations, c.microbatches, rows=algorithm.rows)
     rewards = load_rewards(c.rewards)
     check_rewards(rewards, run.workers)
     problems = load_answered(run, c.source)
+    if len(problems) < c.prompts_per_step:
+        raise OrderError(
+            f"rl.prompts_per_step: {c.prompts_per_step} prompts a step, but the source has {len(problems)} problems; "
+            "lower it, or give more problems"
+        )
     steps = c.iterations * c.max_steps
     run.note(
         f"rl: {len(problems)} problems; a step is {c.prompts_per_step} prompts x {c.num_generations} completions = "
@@ -100,15 +111,16 @@ def train(
     run: Run,
     initial: Callable[[], Any],
     prepared: Prepared,
-    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
 ) -> Any:
     """Reinforce a policy from where the stage stands; returns the trained parameters.
 
     `initial()` loads the weights to begin with, `evaluate(params)` gives held-out metrics for the log.
     """
     c: RLConfig = run.config.rl
-    total = c.iterations * c.max_steps
-    optimizer = make_optimizer(c.optimizer, total * c.num_iterations)
+    total, data = c.iterations * c.max_steps, prepared.data
+    updates_in_all = total * c.num_iterations
+    optimizer = make_optimizer(c.optimizer, updates_in_all)
     sampling = run.sampling(c.sampling, c.num_generations)
     params = abstract(run.model.config, run.mesh)
     programs = rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params)
@@ -116,40 +128,38 @@ def train(
     health = Health(c.max_skipped_steps, c.max_logprob_gap if sampling.distribution.full_support else None)
 
     with run.checkpoints("rl", c.save_total_limit) as checkpoints:
-        state, reference, start = begin(stage, checkpoints, optimizer, initial, prepared.data)
+        state, reference, start = begin(stage, checkpoints, optimizer, initial, data)
         drop_rollouts_after(run.stage("rl"), start)
         with (
-            MetricsWriter(run.stage("rl"), run.config.report_to, f"{run.name}/rl") as log,
+            run.metrics_log("rl") as log,
             Progress("rl", total=total, start=start) as progress,
         ):
             log.truncate_after(start)
+            if start and not evaluated(log.path, start):  # stopped in the middle of an evaluation
+                look(stage, state, start, evaluate, log, progress)
             for step in range(start, total):  # lines 2 and 4
                 if step % c.max_steps == 0:
                     reference = programs.freeze(state.params)  # 3
-                batch = collect(stage, state, reference, step, progress)  # 5 to 9
-                run.leave_if_asked(checkpoints, step, total, {"state": state, "reference": reference}, prepared.data)
+                saved = {"state": state, "reference": reference}
+                with run.keeping(checkpoints, step, saved, data):
+                    batch = collect(stage, state, reference, step, progress)  # 5 to 9
+                run.leave_if_asked(checkpoints, step, total, saved, data)
                 state, updates = improve(stage, state, batch.experience, progress)  # 10, 11
-                done = step + 1
-                metrics = step_metrics(batch.rollout, batch.judged, updates, progress.seconds)
-                metrics |= {
-                    "learning_rate": learning_rate_at(
-                        c.optimizer, total * c.num_iterations, done * c.num_iterations - 1
-                    ),
+                done, saved = step + 1, {"state": state, "reference": reference}
+                metrics = step_metrics(batch.rollout, batch.judged, updates, progress.seconds) | {
+                    "learning_rate": learning_rate_at(c.optimizer, updates_in_all, done * c.num_iterations - 1),
                     "compiles": compiled(*programs),
                 }
-                held_out = bool(evaluate and c.eval_steps and done % c.eval_steps == 0)
-                if held_out:
-                    with progress.phase("evaluate"):
-                        metrics |= evaluate(state.params)
-                logged = held_out or done % c.logging_steps == 0 or done == total
+                logged = done % c.logging_steps == 0 or done == total
                 if logged:
                     log.write(done, metrics)
                 if c.rollout_steps and (step % c.rollout_steps == 0 or done == total):
                     keep_rollouts(run, done, prepared.problems, *batch)
-                health.check(done, metrics)  # after the log, which shows what was wrong
+                with run.keeping(checkpoints, done, saved, data):
+                    health.check(done, metrics)  # after the log, which shows what was wrong
+                look(stage, state, done, evaluate, log, progress)
                 with progress.phase("save"):
-                    saved = {"state": state, "reference": reference}
-                    run.save_if_due(checkpoints, c, done, total, saved, prepared.data)
+                    run.save_if_due(checkpoints, c, done, total, saved, data)
                 progress.advance(metrics if logged else None)
     run.finish("rl", total)
     return state.params
@@ -171,10 +181,31 @@ def begin(
     return create_state(initial(), optimizer, run.config.seed, run.mesh), None, 0
 
 
+def look(
+    stage: Stage, state: TrainState, step: int, evaluate: Evaluate | None, log: MetricsWriter, progress: Progress
+) -> None:
+    """Evaluate on held-out problems where it is due, in a line of metrics of its own.
+
+    A signal breaks it off; the step is then saved, and the evaluation made when the run goes on.
+    """
+    every = stage.run.config.rl.eval_steps
+    if evaluate and every and step % every == 0:
+        with progress.phase("evaluate"):
+            numbers = evaluate(state.params)
+        if numbers:
+            log.write(step, numbers)
+
+
+def evaluated(path: Path, step: int) -> bool:
+    """Whether the log has the held-out numbers of a step."""
+    lines = read_metrics(path) if path.is_file() else []
+    return bool(agree(any(line["step"] == step and any(key.startswith("eval/") for key in line) for line in lines)))
+
+
 def collect(stage: Stage, state: TrainState, reference: Any, step: int, progress: Progress) -> Collected:
     """One exploration: lines 5 to 9 of the algorithm."""
     run, programs, c = stage.run, stage.programs, stage.run.config.rl
-    indices = batch_indices(len(stage.problems), c.prompts_per_step, seed=run.config.seed, step=step)  # 5
+    indices = distinct_indices(len(stage.problems), c.prompts_per_step, seed=run.config.seed, step=step)  # 5
     batch = [stage.problems[i] for i in indices]
     with progress.phase("sample"):
         rollout = programs.sample(state.params, run.prompts(stage.problems, indices), state.key, step)  # 7

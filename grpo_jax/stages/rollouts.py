@@ -53,16 +53,14 @@ def reward_metrics(judged: Judged) -> dict[str, float]:
     judgeable = ~np.isnan(judged.outcome)
     result = {
         "reward": _mean(judged.outcome),
-        "reward_std": float(
-            np.mean([np.std(g[~np.isnan(g)]) if (~np.isnan(g)).any() else 0.0 for g in judged.outcome])
-        ),
+        "reward_std": _mean(np.array([_std(group) for group in judged.outcome])),
         "frac_reward_zero_std": float(np.mean(jax.device_get(dead_groups(judged.outcome)))),
         "frac_unjudged": float(1.0 - judgeable.mean()),
     }
     for name, part in judged.parts.items():
         result |= {
             f"rewards/{name}/mean": _mean(part),
-            f"rewards/{name}/std": float(np.std(part[~np.isnan(part)])),
+            f"rewards/{name}/std": _std(part),
         }
     for name, counts in judged.counts.items():
         result |= {f"{what}/{name}": float(count) for what, count in counts.items()}
@@ -71,7 +69,12 @@ def reward_metrics(judged: Judged) -> dict[str, float]:
 
 def _mean(values: np.ndarray) -> float:
     values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else 0.0
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _std(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.std()) if values.size else float("nan")
 
 
 def keep_rollouts(

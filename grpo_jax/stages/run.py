@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,15 +13,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grpo_jax.config import Config, RLConfig, SamplingConfig, SFTConfig
+from grpo_jax.configure import ConfigError, tree_of
+from grpo_jax.data.encoding import unmarked
 from grpo_jax.data.prompts import encode_prompts, prompt_messages, prompt_text, uses_chat
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.reporting.files import is_primary, write_atomically
+from grpo_jax.reporting.metrics import MetricsWriter
+from grpo_jax.rewards.reward import RewardError
 from grpo_jax.rewards.workers import Workers
 from grpo_jax.sampler.draw import Distribution
 from grpo_jax.sampler.sample import Sampling
 from grpo_jax.sampler.stop import cut_at_stop
 from grpo_jax.sharding import ShardingError, agree, batch_shards, global_to_host, host_to_global, named
 from grpo_jax.training.checkpoint import Checkpoints
+from grpo_jax.training.health import RunHealthError
 from grpo_jax.training.interrupt import Interruption
 from grpo_jax.training.manifest import CheckpointError
 from grpo_jax.types import Problem, Prompts, Rollout
@@ -69,7 +75,8 @@ class Run:
     def prompt_as_seen(self, problem: Problem) -> Any:
         """The prompt as reward functions get it: the text, or the messages of a conversation."""
         if uses_chat(problem, self.config.prompt, self.tokenizer):
-            return prompt_messages(problem, self.config.prompt, self.tokenizer)
+            messages = prompt_messages(problem, self.config.prompt, self.tokenizer)
+            return [message | {"content": unmarked(message["content"])} for message in messages]
         return prompt_text(problem, self.config.prompt, self.tokenizer)
 
     def place(self, tree: Any) -> Any:
@@ -85,6 +92,14 @@ class Run:
                 f"{key}: {size} rows cannot be split over {shards} batch shards (mesh data "
                 f"{self.mesh.shape['data']} x fsdp {self.mesh.shape['fsdp']}); choose "
                 f"{f'{lower} or ' if lower else ''}{upper}, or another mesh"
+            )
+
+    def check_length(self, key: str, length: int) -> None:
+        """Refuse rows longer than the model was made for: beyond it, positions mean nothing to it."""
+        if length > self.model.config.max_positions:
+            raise ConfigError(
+                f"{key}: {length} tokens are more than the {self.model.config.max_positions} positions of the model; "
+                "lower it"
             )
 
     def end_at_stop(self, rollout: Rollout, stop: Sequence[str]) -> Rollout:
@@ -108,6 +123,10 @@ class Run:
     def stage(self, name: str) -> Path:
         """The directory of a stage."""
         return self.directory / name
+
+    def metrics_log(self, stage: str) -> MetricsWriter:
+        """Where a stage's numbers go."""
+        return MetricsWriter(self.stage(stage), self.config.report_to, f"{self.name}/{stage}", tree_of(self.config))
 
     def checkpoints(self, stage: str, save_total_limit: int | None = None) -> Checkpoints:
         """A stage's checkpoints, for writing with a limit and for reading without; what is on disk is announced."""
@@ -166,6 +185,17 @@ class Run:
             raise self.interruption.interrupted("stopped before the first step; the same command starts it again")
         checkpoints.save(finished, state, {"data": data})
         self.stop_saved(checkpoints, finished, total)
+
+    @contextlib.contextmanager
+    def keeping(self, checkpoints: Checkpoints, finished: int, state: Any, data: dict[str, Any]) -> Iterator[None]:
+        """Save the last finished step if what is inside stops the run and the state is not to blame."""
+        try:
+            yield
+        except (RewardError, RunHealthError) as error:
+            if finished and getattr(error, "sound", True):
+                checkpoints.save(finished, state, {"data": data})
+                checkpoints.wait()
+            raise
 
     def stop_saved(self, checkpoints: Checkpoints, done: int, total: int) -> NoReturn:
         """Stop on a signal, once the last finished step is on the disk."""

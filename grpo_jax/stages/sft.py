@@ -10,7 +10,6 @@ import jax
 from grpo_jax.config import SFTConfig
 from grpo_jax.data.demonstrations import Example, demonstrations, fit
 from grpo_jax.data.packing import PackingPlan, packed_batch
-from grpo_jax.reporting.metrics import MetricsWriter
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.programs import compiled, sft_program
@@ -34,6 +33,7 @@ def prepare(run: Run) -> Prepared:
     """Read the demonstrations, apply the policy on long ones, and plan which example is in which row."""
     c: SFTConfig = run.config.sft
     run.check_batch("sft.batch_size", c.batch_size)
+    run.check_length("sft.max_length", c.max_length)
     if c.batch_size % c.microbatches:
         raise MicrobatchError(
             f"sft.microbatches: {c.batch_size} rows cannot be cut into {c.microbatches} equal parts; "
@@ -77,7 +77,7 @@ def train(run: Run, initial: Callable[[], Any], prepared: Prepared) -> Any:
         state = resumed["state"] if resumed else create_state(initial(), optimizer, run.config.seed, run.mesh)
         del resumed
         with (
-            MetricsWriter(run.stage("sft"), run.config.report_to, f"{run.name}/sft") as log,
+            run.metrics_log("sft") as log,
             Progress("sft", total=c.max_steps, start=start) as progress,
         ):
             log.truncate_after(start)

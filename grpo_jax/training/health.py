@@ -8,9 +8,16 @@ EXIT_UNHEALTHY = 4
 
 
 class RunHealthError(ValueError):
-    """Training was stopped since going on would lose work; the message says why and what to look at."""
+    """Training was stopped since going on would lose work; the message says why and what to look at.
+
+    `sound` says whether the state of the last step is worth keeping.
+    """
 
     exit_code = EXIT_UNHEALTHY
+
+    def __init__(self, message: str, *, sound: bool):
+        super().__init__(message)
+        self.sound = sound
 
 
 class Health:
@@ -26,12 +33,14 @@ class Health:
         if self.skipped_in_a_row >= self.max_skipped_steps:
             raise RunHealthError(
                 f"step {step}: {self.skipped_in_a_row} updates in a row had a gradient that is not finite; the "
-                "parameters are as before them. Lower optimizer.learning_rate, or look at the rewards of these steps"
+                "parameters are as before them. Lower optimizer.learning_rate, or look at the rewards of these steps",
+                sound=True,
             )
         gap = metrics.get("logprob_gap/mean", 0.0)
         if self.max_logprob_gap is not None and not gap <= self.max_logprob_gap:
             raise RunHealthError(
                 f"step {step}: sampler and trainer differ by {gap:.4f} nats a token on average, more than "
                 f"rl.max_logprob_gap {self.max_logprob_gap}; ratios would be wrong. In bfloat16 a larger bound may "
-                "be right for a small model; in float32 this is a bug"
+                "be right for a small model; in float32 on a CPU this is a bug",
+                sound=False,
             )

@@ -74,10 +74,10 @@ class Interruption:
             return self.requested
         from jax.experimental import multihost_utils
 
-        heard = multihost_utils.process_allgather(np.int32(self._signum or 0))
-        if heard.max() and self._signum is None:
-            self._signum = int(heard.max())
-        return self.requested
+        heard = int(multihost_utils.process_allgather(np.int32(self._signum or 0)).max())
+        if heard and self._signum is None:
+            self._signum = heard
+        return bool(heard)  # a signal that came after the question was asked waits for the next one
 
     def interrupted(self, message: str) -> Interrupted:
         """The exception to raise once the last finished step is saved."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from grpo_jax.sharding import replicated
+from grpo_jax.sharding import replicated, run_key
 from grpo_jax.types import TrainState
 
 
@@ -28,7 +28,7 @@ def abstract_state(params: Any, optimizer: optax.GradientTransformation, mesh: M
         params,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
     )
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: run_key(0))
     return TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
         params=jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding), params),
@@ -58,6 +58,6 @@ def create_state(params: Any, optimizer: optax.GradientTransformation, seed: int
     """A state at step 0 round these parameters (which it shares, not copies)."""
     shardings = state_shardings(abstract_state(params, optimizer, mesh))
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
-    start = jax.jit(lambda: (jnp.int32(0), jax.random.key(seed)), out_shardings=(shardings.step, shardings.key))
+    start = jax.jit(lambda: (jnp.int32(0), run_key(seed)), out_shardings=(shardings.step, shardings.key))
     step, key = start()
     return TrainState(step, params, opt_state, key)

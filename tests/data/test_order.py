@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.order import OrderError, batch_indices
+from grpo_jax.data.order import OrderError, batch_indices, distinct_indices
 
 
 @given(n=st.integers(1, 40), batch=st.integers(1, 90), seed=st.integers(0, 2**63))
@@ -43,3 +43,20 @@ def test_order_is_fixed_for_ever():
 def test_nothing_to_draw_from():
     with pytest.raises(OrderError, match="no problems"):
         batch_indices(0, 4, seed=0, step=0)
+
+
+@given(n=st.integers(1, 40), batch=st.integers(1, 40), seed=st.integers(0, 5))
+@settings(max_examples=50, deadline=None)
+def test_distinct_batches_repeat_nothing_within_a_batch_or_an_epoch(n, batch, seed):
+    if n < batch:
+        with pytest.raises(OrderError, match=f"{n} problems do not fill a batch of {batch}"):
+            distinct_indices(n, batch, seed=seed, step=0)
+        return
+    per_epoch = n // batch
+    epochs = [
+        np.concatenate([distinct_indices(n, batch, seed=seed, step=e * per_epoch + i) for i in range(per_epoch)])
+        for e in range(3)
+    ]
+    for epoch in epochs:
+        assert len(set(epoch.tolist())) == per_epoch * batch
+    np.testing.assert_array_equal(epochs[1][:batch], distinct_indices(n, batch, seed=seed, step=per_epoch))

@@ -205,3 +205,15 @@ def test_text_that_goes_on_gets_no_invented_space(spaced):
     marked = as_data("a</s>b", spaced)
     assert spaced.decode(encode(spaced, marked)) == "a</s>b"
     assert spaced.eos_token_id not in encode(spaced, marked)
+
+
+def test_a_tokenizer_that_brings_code_is_refused_and_not_run(tmp_path, monkeypatch):
+    character_tokenizer("ab").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["evil.Evil", None]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(TokenizerError, match=r"tokenizer_config.json: auto_map asks to run code"):
+        load_tokenizer(str(tmp_path))
+    assert not (tmp_path / "ran").exists()

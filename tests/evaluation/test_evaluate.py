@@ -79,3 +79,24 @@ def test_records_tell_what_happened():
     assert [s["right"] for s in samples] == [True, True, True, False, False, False]
     assert samples[4]["answer"] is None and not samples[4]["finished"]
     assert samples[5]["unjudged"]
+
+
+def test_wrong_answers_vote_by_their_class():
+    """0.5, 1/2 and \\frac{1}{2} are one wrong answer, and outvote one right one."""
+    texts = ["0.5", "\\frac{1}{2}", "1/2", "7"]
+    kinds = {"0.5": "half", "\\frac{1}{2}": "half", "1/2": "half"}
+
+    def run(**options):
+        graded = grade_samples(
+            [Problem(question="?", answer="7")],
+            4,
+            batch_prompts=1,
+            sample=lambda indices: Sampled(texts, np.ones(4), np.ones(4, bool)),
+            judge=lambda problems, answers: np.array([[float(a == "7") for a in answers]]),
+            extract=lambda text: text,
+            **options,
+        )
+        return measures(graded, graded, (4,), seed=0)["maj@4"]["value"], graded.answers
+
+    assert run(name_class=lambda answer: kinds.get(answer, answer)) == (0.0, [texts])
+    assert run()[0] == 0.25  # as text, all four tie

@@ -13,12 +13,16 @@ from grpo_jax.types import Prompts, Rollout, Sequences
 nan = np.nan
 
 
-def test_combine_passes_over_what_cannot_be_judged():
+def test_combine_leaves_out_what_cannot_be_judged():
     parts = np.array([[[1.0, nan, nan], [0.0, 1.0, 0.5]], [[0.5, 2.0, nan], [nan, -1.0, 1.0]]], np.float32)
-    combined = jax.jit(combine)(parts, np.array([1.0, 0.5]))
+    weights = np.array([1.0, 0.5])
+    combined = jax.jit(combine)(parts, weights)
     assert combined.shape == (2, 3)
     assert combined.dtype == jnp.float32
-    np.testing.assert_allclose(combined, [[1.25, 1.0, nan], [0.0, 0.5, 1.0]])
+    np.testing.assert_allclose(combined, [[1.25, nan, nan], [nan, 0.5, 1.0]])
+    # TRL's None, "does not apply here", is for the other functions to make up.
+    np.testing.assert_allclose(combine(parts, weights, np.ones(2, bool)), [[1.25, 1.0, nan], [0.0, 0.5, 1.0]])
+    np.testing.assert_allclose(combine(parts, weights, np.array([False, True])), [[1.25, nan, nan], [0.0, 0.5, 1.0]])
 
 
 def test_combine_is_exact_for_one_part():

@@ -1,4 +1,4 @@
-"""Greedy completions equal those of transformers' `generate` (tests/golden/make_model_golden.py) on the same weights."""
+"""Greedy completions equal those of transformers' `generate` on the same weights (tests/golden)."""
 
 from pathlib import Path
 

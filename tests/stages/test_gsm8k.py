@@ -79,11 +79,11 @@ def test_files_of_json_lines(shared, qwen2, tmp_path, workers):
     """The same problems through kind jsonl, taught first: demonstrations in the chat template, packed."""
     source = {"kind": "jsonl", "path": str(shared / "data" / "gsm8k" / "train.jsonl"), "limit": 60}
     sft = {"source": source, "max_steps": 2, "batch_size": 2, "max_length": 600, "overlong_examples": "drop"}
-    rl = {"source": source, "max_steps": 1, "prompts_per_step": 2, "num_generations": 2}
+    rl = {**SMALL["rl"], "source": source, "max_steps": 1, "head_chunk": 64}  # the programs of the test above
     file = write_settings(
         tmp_path / "run.yaml",
         model={"architecture": None, "model_name_or_path": str(qwen2)},
-        prompt={"format": "chat", "max_prompt_length": 400, "overlong_prompts": "drop"},
+        prompt={"format": "chat", "max_prompt_length": 512, "overlong_prompts": "drop"},
         sft=sft,
         rl=rl,
     )

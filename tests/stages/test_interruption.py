@@ -6,8 +6,9 @@ import signal
 from unittest import mock
 
 import pytest
-from small_runs import assert_equal_leaves, metrics, rollouts, run, steps
+from small_runs import EVALUATION, assert_equal_leaves, metrics, rollouts, run, steps, write_settings
 
+from grpo_jax.configure import ConfigError
 from grpo_jax.stages import evaluation, rl
 from grpo_jax.training.interrupt import Interrupted
 
@@ -46,7 +47,7 @@ def test_a_signal_in_every_phase(evaluated, workers, tmp_path, capsys):
     said = stopped(signalled(rl, "judge", call=2), file, tmp_path, workers)
     assert "stopped after step 2 of 3, which is saved" in str(said) and steps(tmp_path, "rl") == [1, 2]
 
-    said = stopped(signalled(rl, "batch_indices", call=1, signum=signal.SIGINT), file, tmp_path, workers)
+    said = stopped(signalled(rl, "distinct_indices", call=1, signum=signal.SIGINT), file, tmp_path, workers)
     assert "stopped after step 2 of 3, which is saved" in str(said) and said.exit_code == 130
 
     said = stopped(signalled(evaluation, "draw", call=1), file, tmp_path, workers)
@@ -58,6 +59,21 @@ def test_a_signal_in_every_phase(evaluated, workers, tmp_path, capsys):
         assert ours == theirs
     assert_equal_leaves(tmp_path, unbroken, "rl")
     assert metrics(tmp_path, "rl") == metrics(unbroken, "rl") and rollouts(tmp_path) == rollouts(unbroken)
+
+
+def test_a_signal_in_an_evaluation_between_steps(workers, tmp_path):
+    """It is broken off, the step is saved, and the numbers come when the run goes on."""
+    rl_settings = {"max_steps": 3, "eval_steps": 1, "logging_steps": 3}
+    file = write_settings(tmp_path / "run.yaml", sft=None, rl=rl_settings, evaluation=EVALUATION)
+    run(file, tmp_path / "unbroken", workers, "--only", "rl")
+    with signalled(evaluation, "draw", call=6), pytest.raises(Interrupted, match="stopped after step 2 of 3"):
+        run(file, tmp_path / "run", workers, "--only", "rl")
+    assert [line["step"] for line in metrics(tmp_path / "run", "rl")] == [1]
+    run(file, tmp_path / "run", workers, "--only", "rl")
+    lines = metrics(tmp_path / "run", "rl")
+    assert lines == metrics(tmp_path / "unbroken", "rl")
+    assert [line["step"] for line in lines if "eval/greedy" in line] == [1, 2, 3]
+    assert_equal_leaves(tmp_path / "run", tmp_path / "unbroken", "rl")
 
 
 def test_a_finished_run_is_not_run_again(evaluated, workers, capsys):
@@ -76,3 +92,18 @@ def test_a_finished_run_is_not_run_again(evaluated, workers, capsys):
     assert rewritten <= {"config.yaml", "environment.json", "report.html", ".lock"} | {
         path.name for path in (directory / "tokenizer").iterdir()
     }
+
+
+def test_stages_one_by_one(workers, tmp_path, capsys):
+    """A stage of its own goes on from the one before, which must be there."""
+    file = write_settings(tmp_path / "run.yaml", rl={"max_steps": 1}, evaluation=EVALUATION)
+    directory = tmp_path / "run"
+    for only in ("rl", "evaluation"):
+        with pytest.raises(ConfigError, match=f"--only {only}: sft comes first and is not finished; add it"):
+            run(file, directory, workers, "--only", only)
+    run(file, directory, workers, "--only", "sft")
+    assert "rl: not asked for, and not finished before: left out" in capsys.readouterr().out
+    run(file, directory, workers, "--only", "evaluation")
+    assert [path.name for path in (directory / "evaluation").glob("*.json")] == ["before.json"]
+    run(file, directory, workers)
+    assert (directory / "evaluation" / "after.json").is_file() and (directory / "hf").is_dir()

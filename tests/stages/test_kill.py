@@ -82,14 +82,17 @@ def test_killed_and_finished(base, stopped, workers, capfd):
     assert process.returncode == -signal.SIGKILL, f"finished within {after} s"
     run(file, directory, workers, *SAVING)
     said = capfd.readouterr().out
-    assert "sft: finished before, step 4" in said and "resumed at step" in said
+    assert "sft: finished before, step 4" in said and "rl: step 4 is saved" in said
     assert_equal_runs(directory, unbroken)
     assert not leftovers(directory)
 
 
 @pytest.mark.slow
 def test_killed_many_times(base, tmp_path):
-    """In a save and at random moments, eight times; whatever was announced is there afterwards. With all optimizations."""
+    """In a save and at random moments, eight times; whatever was announced is there afterwards.
+
+    Unlike elsewhere with all of the compiler's optimizations.
+    """
     file = base[0]
     finishes(file, tmp_path / "unbroken", quick=False)
     directory, killed = tmp_path / "run", 0

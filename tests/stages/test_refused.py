@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from small_runs import EVALUATION, assert_well_said, interrupted_after, launched, write_settings
 
+from grpo_jax.stages import rl
 from tests.make_random_qwen2 import main as make_random_qwen2
 
 ROW = '{"question": "1+1=", "answer": "2"}\n'
@@ -96,6 +98,11 @@ CASES = [
         "no reference answer",
         ("problems.jsonl:1", "no reference answer", "source.fields.answer"),
         **rows('{"question": "1+1=", "solution": "2"}\n'),
+    ),
+    Case(
+        "fewer problems than a batch",
+        ("rl.prompts_per_step", "4 prompts a step", "1 problems", "lower it"),
+        **rows(ROW),
     ),
     Case("empty file", ("problems.jsonl", "no rows"), **rows()),
     Case(
@@ -248,10 +255,11 @@ def test_refused(case, tmp_path, model, capsys, told):
 def test_a_mended_input_goes_on_in_the_same_place(tmp_path, model, capsys):
     """What was refused has computed nothing, so it may be changed in any way."""
     copy = spoilt("broken numbers", model, tmp_path)
-    file = write_settings(tmp_path / "run.yaml", **qwen(rl={"max_steps": 1}))
+    file = write_settings(tmp_path / "run.yaml", **qwen())
     argv = [str(file), "--output_dir", str(tmp_path / "run"), "--model.model_name_or_path"]
     assert launched([*argv, str(copy)], capsys)[0] == 2
-    assert launched([*argv, str(model)], capsys) == (0, "")
+    with mock.patch.object(rl, "train", lambda run, initial, prepared: initial()):
+        assert launched([*argv, str(model)], capsys) == (0, "")
 
 
 def fingerprints(directory: Path) -> dict[Path, tuple[int, int]]:
@@ -279,14 +287,15 @@ def test_a_finished_run_is_not_touched(base, capsys, told, flags, words):
     assert fingerprints(directory) == before
 
 
-def test_changed_data(tmp_path, model, capsys, told):
+def test_changed_data(tmp_path, evaluated, capsys, told):
     """One line more than the checkpoint knows: what would follow are other problems."""
     (tmp_path / "problems.jsonl").write_text(ROW * 5)
     file = write_settings(
         tmp_path / "run.yaml",
-        **qwen(rl={"source": {"kind": "jsonl", "path": str(tmp_path / "problems.jsonl")}}),
+        sft=None,
+        model={"tokenizer_name_or_path": str(evaluated[1] / "tokenizer")},
+        rl={"source": {"kind": "jsonl", "path": str(tmp_path / "problems.jsonl")}, "max_steps": 3},
     )
-    file.write_text(file.read_text().replace("MODEL", str(model)))
     argv = [str(file), "--output_dir", str(tmp_path / "run")]
     with interrupted_after("rl", 1):
         assert launched(argv, capsys)[0] == 143

@@ -25,10 +25,20 @@ def nothing_on_seven(completions, question, **kwargs):
     return [None if is_seven(q) else float(len(text)) for q, text in zip(question, completions, strict=True)]
 
 
+def never_judges(completions, **kwargs):
+    return [None] * len(completions)
+
+
 def hangs_on_seven(completions, question, **kwargs):
     while any(map(is_seven, question)):
         time.sleep(0.1)
     return [0.5] * len(completions)
+
+
+def raises_later(completions, trainer_state, **kwargs):
+    if trainer_state.global_step > 1:
+        raise RuntimeError("the judge is gone")
+    return [float(len(text)) for text in completions]
 
 
 def always_raises(completions, **kwargs):

@@ -55,3 +55,22 @@ def test_outside_the_main_thread_nothing_is_caught():
     thread.start()
     thread.join()
     assert seen == [(True, False)]
+
+
+def test_all_processes_answer_alike(monkeypatch):
+    """A signal that comes while the others are waited for is left for the next question."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    with Interruption() as interruption:
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+        def late(value):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return np.array([int(value), 0])
+
+        monkeypatch.setattr(multihost_utils, "process_allgather", late)
+        assert not interruption.requested_anywhere()
+        monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.array([int(value), 0]))
+        assert interruption.requested_anywhere()
