@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -137,7 +138,9 @@ def steps(directory: Path, stage: str) -> list[int]:
 def checkpoint(directory: Path, stage: str, step: int | None = None) -> dict[str, np.ndarray]:
     """Every leaf of a checkpoint by name, as it is on the disk."""
     path = directory / stage / "checkpoints" / str(steps(directory, stage)[-1] if step is None else step)
-    tree = orbax.checkpoint.PyTreeCheckpointer().restore(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sharding info not provided")
+        tree = orbax.checkpoint.PyTreeCheckpointer().restore(path)
     flat = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(where): plain(leaf) for where, leaf in flat}
 
