@@ -6,6 +6,7 @@ checkpoint, 4 the run's health, 130 interrupted from the keyboard, 143 ended by 
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> int:
 
 def run(command: Command) -> None:
     """Start the reward workers' server, then JAX, then the stages."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that there is no torch, which is not used
     from grpo_jax.rewards.workers import Workers
 
     with Workers() as workers:
