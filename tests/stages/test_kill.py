@@ -75,14 +75,15 @@ def test_killed_and_finished(base, stopped, workers, capfd):
     directory = stopped[0]
     with training(file, directory) as process:
         wait_for(process, directory / "rl" / "metrics.jsonl")
-        after = random.uniform(0.0, 0.3)
-        time.sleep(after)
+        time.sleep(random.uniform(0.0, 0.3))
         process.kill()
         process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL, f"finished within {after} s"
+    killed = process.returncode == -signal.SIGKILL  # a fast machine may be done before
+    assert killed or process.returncode == 0
     run(file, directory, workers, *SAVING)
     said = capfd.readouterr().out
-    assert "sft: finished before, step 4" in said and "rl: step 4 is saved" in said
+    assert "sft: finished before, step 4" in said
+    assert ("rl: step 4 is saved" if killed else "rl: finished before, step 4") in said
     assert_equal_runs(directory, unbroken)
     assert not leftovers(directory)
 
