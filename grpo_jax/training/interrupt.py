@@ -1,7 +1,7 @@
 """Stopping on request: SIGTERM and SIGINT set a flag that a loop asks for at its host-side boundaries.
 
 The loop then saves its last finished step and raises `Interrupted`; what is half done is thrown away and made
-again, bit for bit, on resuming. A second signal ends the process at once.
+again, bit for bit, on resuming. A second signal, a moment later, ends the process at once.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import jax
 import numpy as np
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO = 1.0  # seconds in which a repeated signal is the same request: launchers signal a whole process group
 
 
 class Interrupted(Exception):
@@ -87,10 +89,12 @@ class Interruption:
         self._signum = signum
 
     def _watch(self) -> None:
-        heard = 0
+        first = None
         while data := os.read(self._reader, 64):
             for signum in (s for s in data if s in SIGNALS):
-                heard += 1
-                if heard > 1:
-                    os._exit(128 + signum)
+                if first is not None:
+                    if time.monotonic() - first > ECHO:
+                        os._exit(128 + signum)
+                    continue
+                first = time.monotonic()
                 os.write(2, f"\n{signal.Signals(signum).name}: {self._notice}\n".encode())

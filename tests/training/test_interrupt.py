@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-from grpo_jax.training.interrupt import Interrupted, Interruption
+from grpo_jax.training.interrupt import ECHO, Interrupted, Interruption
 
 
 def test_a_signal_sets_the_flag_and_the_old_handler_comes_back(capfd):
@@ -40,6 +40,9 @@ def test_a_second_signal_ends_a_process_whose_main_thread_is_busy():
         time.sleep(0.1)
         process.terminate()
         assert "SIGTERM: stopping after this step" in process.stderr.readline() + process.stderr.readline()
+        process.terminate()  # the echo of a launcher that signals a whole group
+        time.sleep(ECHO + 0.2)
+        assert process.poll() is None
         process.terminate()
         assert process.wait(timeout=5) == 143
 
