@@ -167,6 +167,7 @@ class Run:
         data: dict[str, Any],
     ) -> None:
         """Save after so many steps, at the end, and before stopping on a signal; then stop if there was one."""
+        checkpoints.poll()  # a save that failed in the background is known within a step
         stop = self.interruption.requested_anywhere()
         if stop or done == total or (config.save_steps and done % config.save_steps == 0):
             checkpoints.save(done, state, {"data": data})
