@@ -51,6 +51,11 @@ def _model(model: ModelConfig) -> Iterator[str]:
         )
     if shape is not None and shape.head_dim % 2:
         yield f"model.architecture.head_dim is {shape.head_dim}; rotary embeddings need an even number"
+    if model.lora is not None and model.model_name_or_path is None:
+        yield (
+            "model.lora: the weights beside the adapters would be random and stay so; give model.model_name_or_path, "
+            "such as the hf directory of a run, or leave model.lora out"
+        )
     for name in ("model_name_or_path", "tokenizer_name_or_path"):
         value = getattr(model, name)
         if value is not None and _is_path(value) and not Path(value).is_dir():
@@ -70,8 +75,9 @@ def _pipeline(config: Config) -> Iterator[str]:
     for axis in ("data", "fsdp", "tensor"):
         if getattr(config.mesh, axis) == 0:
             yield f"mesh.{axis} is 0; write 1 for no split, or -1 for all devices that are left"
-    if config.prompt.format != "chat" and "{question}" not in config.prompt.template:
-        yield f"prompt.template: {config.prompt.template!r} does not contain {{question}}"
+    if config.prompt.format != "chat" and config.prompt.template.count("{question}") != 1:
+        count = config.prompt.template.count("{question}")
+        yield f"prompt.template: {config.prompt.template!r} has {count} times {{question}}; write it once"
     if len(set(config.report_to)) < len(config.report_to):
         yield f"report_to: {', '.join(config.report_to)} names one twice"
 

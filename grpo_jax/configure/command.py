@@ -153,6 +153,7 @@ def _parse(schema: Schema, words: Sequence[str], prog: str) -> Any:
     if not words:
         return settings
     absent = [stage for stage in STAGES if schema.tree[stage] is None]
+    absent += ["model.lora"] if schema.tree["model"].get("lora") is None else []
     description = "Run a pipeline: YAML files are merged in order, then come the flags." + (
         f" Sections that these files do not have, and whose flags are not listed: {', '.join(absent)}."
         if absent

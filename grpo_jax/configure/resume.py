@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ MAY_CHANGE = frozenset(
         "save_steps",
         "save_total_limit",
         "scan_layers",
+        "experts_kernel",
     }
 )
 """Keys and sections that change where and how a run computes, what it reports and when it gives up."""
 
+SHOWN = 80
+"""Characters of a value that are shown."""
 _ABSENT = object()
 
 
@@ -42,7 +46,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def check_resume(saved: Path, config: Config, *, started: Collection[str] | None = None) -> list[str]:
     """Compare the config of a run with the one it is to go on with, and return the differences allowed.
 
-    Allowed is `MAY_CHANGE` and, if `started` is given, any stage not in it, which has computed nothing yet.
+    Allowed is `MAY_CHANGE` and, if `started` is given, any stage not in it, which has computed nothing yet. The base of
+    adapters may lie elsewhere: whether it is the same is in the checkpoints.
     Raises `ConfigError` with all other differences. Without a saved config there is nothing to compare.
     """
     if not saved.exists():
@@ -50,7 +55,8 @@ def check_resume(saved: Path, config: Config, *, started: Collection[str] | None
     pending = set() if started is None else set(STAGES) - set(started)
     allowed, refused = [], []
     for key, a, b in _differences(read(saved).tree, tree_of(config)):
-        free = key[0] in pending or not MAY_CHANGE.isdisjoint(key)
+        moved = config.model.lora is not None and key == ("model", "model_name_or_path")
+        free = moved or key[0] in pending or not MAY_CHANGE.isdisjoint(key)
         (allowed if free else refused).append(_line(key, a, b))
     if refused:
         shown = refused[:12] + ([f"... and {len(refused) - 12} more"] if len(refused) > 12 else [])
@@ -73,7 +79,22 @@ def _differences(old: Any, new: Any, key: Key = ()) -> Iterator[tuple[Key, Any, 
 
 
 def _line(key: Key, old: Any, new: Any) -> str:
-    return f"{dotted(key)}: {_shown(old)} -> {_shown(new)}"
+    then, now = _where_they_differ(_shown(old), _shown(new))
+    return f"{dotted(key)}: {then} -> {now}"
+
+
+def _where_they_differ(old: str, new: str) -> tuple[str, str]:
+    """Both, or of long ones (a prompt template) the part in which they differ."""
+    if max(len(old), len(new)) <= SHOWN:
+        return old, new
+    alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+    start = max(0, alike - SHOWN // 4)
+    return _cut(old, start), _cut(new, start)
+
+
+def _cut(text: str, start: int) -> str:
+    shown = text[start : start + SHOWN]
+    return f"{'...' if start else ''}{shown}{'...' if start + SHOWN < len(text) else ''}"
 
 
 def _shown(value: Any) -> str:

@@ -90,8 +90,8 @@ def _turns(
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = render(tokenizer, messages[:i], generate=True)
-        after = render(tokenizer, messages[: i + 1], generate=False)
+        before = render(tokenizer, messages[:i], generate=True, date=config.date)
+        after = render(tokenizer, messages[: i + 1], generate=False, date=config.date)
         if not before.startswith(done) or not after.startswith(before):
             raise TokenizerError(_rewrites(tokenizer, name, i))
         pieces.append((encode(tokenizer, before[len(done) :], continues=bool(done)), False))

@@ -31,8 +31,11 @@ def as_data(text: str, tokenizer, *, markup: bool = True) -> str:
     `<...>` or `[...]` (`<think>`, `<tool_call>`). Demonstrations leave `markup` out: a policy that thinks in
     `<think>` learns it.
     """
-    text = text.replace(START, "").replace(END, "")
-    return _control_pattern(tokenizer, len(tokenizer), markup).sub(f"{START}\\g<0>{END}", text)
+    text = unmarked(text)
+    control = _control_pattern(tokenizer, len(tokenizer), markup)
+    if len(control.findall(_normalized(tokenizer, text))) > len(control.findall(text)):
+        return f"{START}{text}{END}"  # a normalizer makes one of, say, full-width characters
+    return control.sub(f"{START}\\g<0>{END}", text)
 
 
 def unmarked(text: str) -> str:
@@ -68,22 +71,30 @@ def _control_pattern(tokenizer, size: int, markup: bool) -> re.Pattern:
 
 
 def _in_context(tokenizer, piece: str, one, continues: bool) -> list[int]:
-    newline = _newline(tokenizer, len(tokenizer)) if continues else ()
-    if newline:
-        ids = one(tokenizer, "\n" + piece)
-        if tuple(ids[: len(newline)]) == newline:
-            return ids[len(newline) :]
+    """The ids of a piece; where it continues a text, what stands between is written before it and taken off again."""
+    for anchor, ids_of_anchor in _anchors(tokenizer, len(tokenizer)) if continues else ():
+        ids = one(tokenizer, anchor + piece)
+        if tuple(ids[: len(ids_of_anchor)]) == ids_of_anchor:  # else the two have merged
+            return ids[len(ids_of_anchor) :]
     return one(tokenizer, piece)
 
 
 @functools.lru_cache(maxsize=16)
-def _newline(tokenizer, size: int) -> tuple[int, ...]:
-    """Ids of a line break, () where there are none; text after it is encoded without an invented space."""
+def _anchors(tokenizer, size: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Texts after which no space is invented, with their ids; none for a tokenizer that never invents one."""
     del size
     try:
-        return tuple(tokenizer.encode("\n", add_special_tokens=False))
-    except Exception:  # a vocabulary without line breaks
+        alone, after = _encode_normally(tokenizer, "a"), _encode_normally(tokenizer, "\na")
+    except TokenizerError:  # a vocabulary of a few characters
         return ()
+    if after[-len(alone) :] == alone:
+        return ()
+    return tuple((anchor, tuple(_encode_normally(tokenizer, anchor))) for anchor in ("\n", "\x02"))
+
+
+def _normalized(tokenizer, text: str) -> str:
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return text if normalizer is None else normalizer.normalize_str(text)
 
 
 def _encode_normally(tokenizer, text: str) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,8 +25,22 @@ def problem_name(problem: Problem, number: int | None = None) -> str:
 
 
 def uses_chat(problem: Problem, config: PromptConfig, tokenizer) -> bool:
-    """Whether the prompt is written by the chat template: asked for, or `auto` and there is one."""
-    return config.format == "chat" or (config.format == "auto" and has_template(tokenizer))
+    """Whether the prompt is written by the chat template: asked for, or `auto` and there is one.
+
+    Raises `PromptError` where this would pass over examples, or over a template without saying so.
+    """
+    chat = config.format == "chat" or (config.format == "auto" and has_template(tokenizer))
+    if chat and (config.examples or config.examples_file):
+        raise PromptError(
+            f"prompt.examples: format text writes them, but this prompt is written by the chat template of tokenizer "
+            f"{tokenizer_name(tokenizer)}; set prompt.format to text, or leave the examples out"
+        )
+    if chat and config.format == "auto" and (config.template != PromptConfig.template or config.template_file):
+        raise PromptError(
+            f"prompt.template is given, and tokenizer {tokenizer_name(tokenizer)} has a chat template; "
+            f"set prompt.format to text for the first, or to chat for the second"
+        )
+    return chat
 
 
 def prompt_text(problem: Problem, config: PromptConfig, tokenizer) -> str:
@@ -33,10 +49,29 @@ def prompt_text(problem: Problem, config: PromptConfig, tokenizer) -> str:
 
 
 def marked_prompt(problem: Problem, config: PromptConfig, tokenizer) -> str:
-    """Return the prompt as text for `encode`, the control tokens of the data marked (`encoding.as_data`)."""
+    """Return the prompt as text for `encode`, the control tokens of the data marked (`encoding.as_data`).
+
+    The templates may write control tokens; the question, and the examples before it, are data.
+    """
     if uses_chat(problem, config, tokenizer):
-        return render(tokenizer, prompt_messages(problem, config, tokenizer), generate=True)
-    return config_template(config).replace("{question}", as_data(plain_question(problem), tokenizer) + config.suffix)
+        return render(tokenizer, prompt_messages(problem, config, tokenizer), generate=True, date=config.date)
+    question = as_data(plain_question(problem), tokenizer) + config.suffix
+    return few_shot(config, tokenizer) + config_template(config).replace("{question}", question)
+
+
+def few_shot(config: PromptConfig, tokenizer) -> str:
+    """Return the examples of the settings, each written as `prompt.example` says; marked as data."""
+    return "".join(
+        _example(config, as_data(question, tokenizer), as_data(answer, tokenizer))
+        for question, answer in config.examples
+    )
+
+
+def _example(config: PromptConfig, question: str, answer: str) -> str:
+    if config.example is None:
+        return config_template(config).replace("{question}", question) + f" {answer}\n\n"
+    text = {"{question}": question, "{answer}": answer}
+    return re.sub(r"\{question\}|\{answer\}", lambda marker: text[marker[0]], config.example)
 
 
 def prompt_ids(problem: Problem, config: PromptConfig, tokenizer) -> list[int]:
@@ -76,10 +111,11 @@ def prompt_messages(problem: Problem, config: PromptConfig, tokenizer) -> list[d
 
 
 def mark_message(message: dict[str, str], tokenizer) -> dict[str, str]:
-    """Return the message with the control tokens of its content marked; what the assistant says may use
-    markup."""
+    """Return the message with the control tokens of its role and content marked; what the assistant says may
+    use markup."""
     markup = message["role"] != "assistant"
-    return {**message, "content": as_data(message["content"], tokenizer, markup=markup)}
+    role, content = as_data(message["role"], tokenizer), as_data(message["content"], tokenizer, markup=markup)
+    return {**message, "role": role, "content": content}
 
 
 def with_system(messages: list[dict[str, str]], config: PromptConfig) -> list[dict[str, str]]:
@@ -90,8 +126,15 @@ def with_system(messages: list[dict[str, str]], config: PromptConfig) -> list[di
 
 
 def config_template(config: PromptConfig) -> str:
-    """Return the template of format `text`. Raises `PromptError` unless it says once where the question
-    goes."""
+    """Return the template of format `text`.
+
+    Raises `PromptError` unless it says once where the question goes, and if its files have not been read.
+    """
+    if config.template_file or config.examples_file:
+        raise PromptError(
+            "prompt: template_file and examples_file are read with YAML and flags; settings made in Python must go "
+            "through grpo_jax.config.with_files_read"
+        )
     if config.template.count("{question}") != 1:
         raise PromptError(
             f"prompt.template: {config.template!r} has {config.template.count('{question}')} times "
@@ -114,10 +157,18 @@ def plain_question(problem: Problem) -> str:
 def opening_ids(tokenizer) -> list[int]:
     """Return the ids that the tokenizer puts before a plain text (its beginning of sequence, or none)."""
     bos = tokenizer.bos_token_id
-    if bos is None:
-        return []
-    empty = tokenizer.encode("", add_special_tokens=True)
-    return [bos] if bos in empty[:1] else []
+    return [bos] if bos is not None and _opens(tokenizer, len(tokenizer)) == bos else []
+
+
+@functools.lru_cache(maxsize=16)
+def _opens(tokenizer, size: int) -> int | None:
+    """The first id of a text that begins with no control token; an end that is added to it is no beginning."""
+    del size  # the key of the cache: a tokenizer may have grown
+    try:
+        ids = tokenizer.encode("1", add_special_tokens=True)
+    except Exception:  # a vocabulary without digits
+        ids = tokenizer.encode("", add_special_tokens=True)
+    return ids[0] if ids else None
 
 
 def encode_prompts(problems: Sequence[Problem], indices: np.ndarray, config: PromptConfig, tokenizer) -> Prompts:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from grpo_jax.config import PromptConfig
 from grpo_jax.data.encoding import TokenizerError, tokenizer_name
-from grpo_jax.data.templates import has_template, probe_template
+from grpo_jax.data.templates import has_template, probe_template, writes_date
 from grpo_jax.types import Problem
 
 PAD, EOS = "<pad>", "<eos>"
-SAMPLE = "The answer is 42.\n  x + y = 7, so\n\ty = 7 - x.\nNaïve: 3 ≤ π"
+SAMPLE = "The answer is 42.\n  x + y = 7, so\n\ty = 7 - x.\nNaïve: 3 ≤ π 答案"
+HEEDED_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer", "GPTNeoXTokenizer")
+"""Classes, with or without Fast, that did as add_bos_token says in transformers 4; their models were trained so."""
 
 
 def character_tokenizer(alphabet: str):
@@ -28,14 +30,25 @@ def character_tokenizer(alphabet: str):
     backend = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
     )
+    check_round_trip(tokenizer, "".join(names[2:]))
+    return tokenizer
+
+
+def prompt_characters(config: PromptConfig) -> set[str]:
+    """Return the characters that format `text` writes around a question."""
+    parts = [config.template.replace("{question}", ""), config.suffix]
+    if config.examples:
+        form = " \n" if config.example is None else config.example.replace("{question}", "").replace("{answer}", "")
+        parts += [form, *(text for example in config.examples for text in example)]
+    return set("".join(parts))
 
 
 def characters(problems: Iterable[Problem], config: PromptConfig) -> str:
-    """Return all characters of the problems and of the prompt template, sorted: the alphabet of a file."""
-    found = set(config.template.replace("{question}", "") + config.suffix)
+    """Return all characters of the problems and of the prompt around them, sorted: the alphabet of a file."""
+    found = prompt_characters(config)
     for problem in problems:
         found.update(problem.question, problem.answer, problem.solution or "")
         found.update(*(message["content"] for message in problem.messages or ()))
@@ -48,15 +61,19 @@ def load_tokenizer(path: str, note: Callable[[str], None] = print, *, prompt_for
     Checked: text comes back from its ids with spaces and line breaks (transformers before 5.22 lost every
     space of some byte-level tokenizers), and the chat template, unless `prompt_format` is text, renders
     within a time limit. A tokenizer without pad token pads with its end-of-sequence token, as masks never
-    look at ids; `note` is told. Raises `TokenizerError`.
+    look at ids. A beginning of sequence that tokenizer_config.json asks for is added, also where transformers
+    passes over it (5.x does if there is a tokenizer.json; DeepSeek's are said not to add it themselves:
+    huggingface/swift-transformers#161). `note` is told of the pad token, and of a template that writes the
+    date. Raises `TokenizerError`.
     """
     from transformers import AutoTokenizer
 
-    settings = Path(path) / "tokenizer_config.json"
-    if settings.is_file() and "auto_map" in json.loads(settings.read_text("utf-8")):
-        raise TokenizerError(f"{settings}: auto_map asks to run code of the directory, which is never done; remove it")
+    file = _model_file(path, "tokenizer_config.json")
+    settings = _json(file) if file else {}
+    if "auto_map" in settings:
+        raise TokenizerError(f"{file}: auto_map asks to run code of the directory, which is never done; remove it")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **_asked_bos(settings))
     except Exception as error:
         raise TokenizerError(_cannot_load(path, error)) from error
     if getattr(tokenizer, "backend_tokenizer", None) is not None:
@@ -65,6 +82,10 @@ def load_tokenizer(path: str, note: Callable[[str], None] = print, *, prompt_for
     check_round_trip(tokenizer)
     if has_template(tokenizer) and prompt_format != "text":
         probe_template(tokenizer)
+        if writes_date(tokenizer):
+            note(
+                f"tokenizer {path}: its chat template writes today's date; prompts have prompt.date instead, every day"
+            )
     if tokenizer.pad_token_id is None:
         _pad_with_eos(tokenizer, note)
     elif tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -143,6 +164,13 @@ def _pad_with_eos(tokenizer, note: Callable[[str], None]) -> None:
     )
 
 
+def _asked_bos(settings: dict) -> dict[str, bool]:
+    """The add_bos_token of tokenizer_config.json, where its class would have heeded it."""
+    heeded = str(settings.get("tokenizer_class")).removesuffix("Fast") in HEEDED_BOS
+    asked = settings.get("add_bos_token")
+    return {"add_bos_token": asked} if heeded and isinstance(asked, bool) and settings.get("bos_token") else {}
+
+
 def _model_file(model_path: str, name: str) -> Path | None:
     """A file beside the weights, in a directory or in the hub's cache; None where there is none."""
     from transformers.utils.hub import cached_file
@@ -155,13 +183,18 @@ def _model_file(model_path: str, name: str) -> Path | None:
 
 
 def _eos_in(file: Path | None) -> list:
-    if file is None:
-        return []
-    try:
-        ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    except ValueError as error:
-        raise TokenizerError(f"{file}: cannot be read as JSON ({error}); its eos_token_id is needed") from error
+    ids = _json(file).get("eos_token_id") if file else None
     return ids if isinstance(ids, list) else [ids]
+
+
+def _json(file: Path) -> dict:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{file}: cannot be read as JSON ({error}); mend it") from error
+    if not isinstance(settings, dict):
+        raise TokenizerError(f"{file}: should be an object of settings, is a {type(settings).__name__}; mend it")
+    return settings
 
 
 def _cannot_load(path: str, error: Exception) -> str:

@@ -107,6 +107,26 @@ def test_round_trip_holds_for_good_tokenizers(chatml, bos_tokenizer, spaced):
         check_round_trip(tokenizer)
 
 
+@pytest.mark.parametrize("way", ["alphabet", "directory", "directory, text prompts"])
+def test_the_round_trip_is_checked_for_every_way_in(monkeypatch, tmp_path, way):
+    TOKENIZER.save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr("grpo_jax.data.tokenizer.check_round_trip", lambda tokenizer, *sample: asked.append(sample))
+    if way == "alphabet":
+        character_tokenizer("ab \n")
+        assert asked == [("\n ab",)]
+    else:
+        load_tokenizer(str(tmp_path), prompt_format="text" if "text" in way else "auto")
+        assert asked == [()]
+
+
+def test_every_character_of_an_alphabet_comes_back():
+    strange = "\r\n\t \u00a0\u2028\u200bé\u0301数 <pad>\U0001f600\x00"
+    tokenizer = character_tokenizer(strange)
+    ids = encode(tokenizer, as_data(strange, tokenizer))
+    assert len(ids) == len(strange) and tokenizer.decode(ids) == strange
+
+
 def test_a_tokenizer_that_loses_spaces_is_refused(chatml, tmp_path):
     """What transformers before 5.22 made of byte-level tokenizers labelled LlamaTokenizerFast."""
     chatml.save_pretrained(tmp_path)
@@ -125,6 +145,10 @@ def test_what_cannot_be_loaded(tmp_path):
     (tmp_path / "empty" / "notes.txt").write_text("x")
     with pytest.raises(TokenizerError, match=r"empty: cannot be loaded: .*the directory has: notes.txt"):
         load_tokenizer(str(tmp_path / "empty"))
+    for text, fault in (("{", "cannot be read as JSON"), ("[]", "should be an object of settings, is a list")):
+        (tmp_path / "empty" / "tokenizer_config.json").write_text(text)
+        with pytest.raises(TokenizerError, match=rf"tokenizer_config\.json: {fault}"):
+            load_tokenizer(str(tmp_path / "empty"))
 
 
 HOSTILE = {
