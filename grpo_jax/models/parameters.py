@@ -1,7 +1,7 @@
 """Every parameter of the decoder in one table, and the trees that follow from it.
 
 Letters: `V` vocabulary, `D` width, `L` layers, `N` query heads, `K` key-value heads, `H` head width, `F` mlp
-width. Layers are stacked on axis 0. All parameters are float32: the decoder casts to its computing type
+width, `E` experts. Layers are stacked on axis 0. All parameters are float32: the decoder casts to its computing type
 where it uses them.
 """
 
@@ -21,7 +21,6 @@ from grpo_jax.sharding import check_divisible, named
 if TYPE_CHECKING:
     from grpo_jax.models.decoder import DecoderConfig
 
-ones = jax.nn.initializers.ones
 zeros = jax.nn.initializers.zeros
 
 
@@ -38,37 +37,88 @@ class Parameter(NamedTuple):
     initializer: Callable[..., jax.Array]
 
 
+def is_matrix(name: str, dimensions: int) -> bool:
+    """Whether a parameter is used in the computing type and decays, and is no norm, bias or other vector.
+
+    Its own name decides: layers are stacked, a norm is [L, D] and a bias [L, N, H], and dimensions alone do not tell.
+    """
+    return dimensions > 1 and name.rpartition("_")[2] not in ("norm", "bias")
+
+
 def parameter_table(config: DecoderConfig) -> dict[str, Any]:
     """The nested dict of `Parameter`s of a decoder; the tree of its parameters has exactly this structure."""
     c = config
-    V, D, L, F = c.vocab_size, c.hidden_size, c.num_layers, c.mlp_size
-    N, K, H = c.num_heads, c.num_kv_heads, c.head_dim
-    heads, kv = ("heads", "head_dim"), ("kv_heads", "head_dim")
-    layers = {
-        "attention_norm": Parameter((L, D), ("layers", "embed"), ones),
-        "q": Parameter((L, D, N, H), ("layers", "embed", *heads), matrix(D)),
-        "k": Parameter((L, D, K, H), ("layers", "embed", *kv), matrix(D)),
-        "v": Parameter((L, D, K, H), ("layers", "embed", *kv), matrix(D)),
-        "o": Parameter((L, N, H, D), ("layers", *heads, "embed"), matrix(N * H)),
-        "mlp_norm": Parameter((L, D), ("layers", "embed"), ones),
-        "gate": Parameter((L, D, F), ("layers", "embed", "mlp"), matrix(D)),
-        "up": Parameter((L, D, F), ("layers", "embed", "mlp"), matrix(D)),
-        "down": Parameter((L, F, D), ("layers", "mlp", "embed"), matrix(F)),
-    }
-    if c.qkv_bias:
-        layers["q_bias"] = Parameter((L, N, H), ("layers", *heads), zeros)
-        layers["k_bias"] = Parameter((L, K, H), ("layers", *kv), zeros)
-        layers["v_bias"] = Parameter((L, K, H), ("layers", *kv), zeros)
+    V, D = c.vocab_size, c.hidden_size
     table = {
         "embed": Parameter((V, D), ("vocab", "embed"), matrix(D)),
-        "layers": layers,
-        "final_norm": Parameter((D,), ("embed",), ones),
+        "layers": _attention(c) | (_experts(c) if c.num_experts else _mlp(c)) | _norms(c),
+        "final_norm": Parameter((D,), ("embed",), _norm_start(c)),
     }
     if c.head == "scalar":
         table["score"] = Parameter((D, 1), ("embed", None), matrix(D))
     elif not c.tie_word_embeddings:
         table["head"] = Parameter((D, V), ("embed", "vocab"), matrix(D))
     return table
+
+
+def _attention(c: DecoderConfig) -> dict[str, Parameter]:
+    L, D, N, K, H = c.num_layers, c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim
+    heads, kv = ("heads", "head_dim"), ("kv_heads", "head_dim")
+    table = {
+        "q": Parameter((L, D, N, H), ("layers", "embed", *heads), matrix(D)),
+        "k": Parameter((L, D, K, H), ("layers", "embed", *kv), matrix(D)),
+        "v": Parameter((L, D, K, H), ("layers", "embed", *kv), matrix(D)),
+        "o": Parameter((L, N, H, D), ("layers", *heads, "embed"), matrix(N * H)),
+    }
+    if c.qkv_bias:
+        table["q_bias"] = Parameter((L, N, H), ("layers", *heads), zeros)
+        table["k_bias"] = Parameter((L, K, H), ("layers", *kv), zeros)
+        table["v_bias"] = Parameter((L, K, H), ("layers", *kv), zeros)
+    if c.o_bias:
+        table["o_bias"] = Parameter((L, D), ("layers", "embed"), zeros)
+    if c.qk_norm == "head":
+        table["q_norm"] = Parameter((L, H), ("layers", "head_dim"), _norm_start(c))
+        table["k_norm"] = Parameter((L, H), ("layers", "head_dim"), _norm_start(c))
+    if c.qk_norm == "width":
+        table["q_norm"] = Parameter((L, N, H), ("layers", *heads), _norm_start(c))
+        table["k_norm"] = Parameter((L, K, H), ("layers", *kv), _norm_start(c))
+    return table
+
+
+def _mlp(c: DecoderConfig) -> dict[str, Parameter]:
+    L, D, F = c.num_layers, c.hidden_size, c.mlp_size
+    table = {
+        "gate": Parameter((L, D, F), ("layers", "embed", "mlp"), matrix(D)),
+        "up": Parameter((L, D, F), ("layers", "embed", "mlp"), matrix(D)),
+        "down": Parameter((L, F, D), ("layers", "mlp", "embed"), matrix(F)),
+    }
+    if c.mlp_bias:
+        table["gate_bias"] = Parameter((L, F), ("layers", "mlp"), zeros)
+        table["up_bias"] = Parameter((L, F), ("layers", "mlp"), zeros)
+        table["down_bias"] = Parameter((L, D), ("layers", "embed"), zeros)
+    return table
+
+
+def _experts(c: DecoderConfig) -> dict[str, Parameter]:
+    """Stored over fsdp by expert, not by width: both cannot lie on one mesh axis."""
+    L, D, F, E = c.num_layers, c.hidden_size, c.mlp_size, c.num_experts
+    return {
+        "router": Parameter((L, D, E), ("layers", "embed", None), matrix(D)),
+        "gate": Parameter((L, E, D, F), ("layers", "experts", None, "mlp"), matrix(D)),
+        "up": Parameter((L, E, D, F), ("layers", "experts", None, "mlp"), matrix(D)),
+        "down": Parameter((L, E, F, D), ("layers", "experts", "mlp", None), matrix(F)),
+    }
+
+
+def _norms(c: DecoderConfig) -> dict[str, Parameter]:
+    before, after = ("attention_norm", "mlp_norm"), ("attention_post_norm", "mlp_post_norm")
+    names = {"pre": before, "post": after, "both": before + after}[c.norms]
+    return {name: Parameter((c.num_layers, c.hidden_size), ("layers", "embed"), _norm_start(c)) for name in names}
+
+
+def _norm_start(c: DecoderConfig) -> Callable[..., jax.Array]:
+    """A norm starts at a scale of 1, whatever is added to its parameter."""
+    return jax.nn.initializers.constant(1.0 - c.norm_offset)
 
 
 def _map(function: Callable[[str, Parameter], Any], table: dict[str, Any]) -> dict[str, Any]:
@@ -92,13 +142,7 @@ def abstract_params(config: DecoderConfig, mesh: Mesh) -> dict[str, Any]:
 
     Raises `ShardingError` for the first parameter that the mesh does not divide.
     """
-
-    def abstract(name, parameter):
-        sharding = named(mesh, *parameter.axes)
-        check_divisible(name, parameter.shape, sharding)
-        return jax.ShapeDtypeStruct(parameter.shape, jnp.float32, sharding=sharding)
-
-    return _map(abstract, parameter_table(config))
+    return abstract_table(parameter_table(config), mesh)
 
 
 def init_params(config: DecoderConfig, key: jax.Array, mesh: Mesh) -> dict[str, Any]:
@@ -107,13 +151,29 @@ def init_params(config: DecoderConfig, key: jax.Array, mesh: Mesh) -> dict[str, 
     A parameter's key is folded from its name: the numbers depend neither on the mesh nor on the other
     parameters.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
+    return init_table(parameter_table(config), key, mesh)
+
+
+def abstract_table(table: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """The parameters of any table in abstract form; raises `ShardingError` if the mesh does not divide one."""
+
+    def abstract(name, parameter):
+        sharding = named(mesh, *parameter.axes)
+        check_divisible(name, parameter.shape, sharding)
+        return jax.ShapeDtypeStruct(parameter.shape, jnp.float32, sharding=sharding)
+
+    return _map(abstract, table)
+
+
+def init_table(table: dict[str, Any], key: jax.Array, mesh: Mesh) -> dict[str, Any]:
+    """The parameters of any table, drawn by their initializers on the shards where they live."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_table(table, mesh))
 
     def create(key):
         def draw(name, parameter):
             own = jax.random.fold_in(key, zlib.crc32(name.encode()))
             return parameter.initializer(own, parameter.shape, jnp.float32)
 
-        return _map(draw, parameter_table(config))
+        return _map(draw, table)
 
     return jax.jit(create, out_shardings=shardings)(key)

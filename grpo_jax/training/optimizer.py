@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from grpo_jax.config import OptimizerConfig
-
-UNDECAYED = ("norm", "bias")  # last words of the names of parameters that never decay
+from grpo_jax.models.parameters import is_matrix
 
 MULTISTEP = ((80, 0.316), (90, 0.1))  # from this percentage of the steps on: this share of the peak
 
@@ -88,11 +87,7 @@ def decayed(params: Any) -> Any:
     A parameter is left alone if its own name (the last key of its path) is or ends in `norm` or `bias`, or if
     it has at most one dimension. Embeddings, heads and adapters decay. The paper does not say what decays.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: _decays(_name(path), leaf), params)
-
-
-def _decays(name: str, leaf: Any) -> bool:
-    return name.rpartition("_")[2] not in UNDECAYED and jnp.ndim(leaf) > 1
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: is_matrix(_name(path), jnp.ndim(leaf)), params)
 
 
 def _name(path: tuple) -> str:

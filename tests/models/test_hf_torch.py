@@ -63,7 +63,9 @@ def test_logits_equal_torch(tmp_path, mesh, forward, family, heads, kv_heads, ti
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_reads_our_export(tmp_path, mesh, forward, qkv_bias, tied):
-    config = dataclasses.replace(TINY, qkv_bias=qkv_bias, tie_word_embeddings=tied)
+    config = dataclasses.replace(
+        TINY, family="qwen2" if qkv_bias else "llama", qkv_bias=qkv_bias, tie_word_embeddings=tied
+    )
     params = randomized(config, mesh)
     save_params(params, config, None, tmp_path / "m", max_shard_bytes=8000)
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", output_loading_info=True)
