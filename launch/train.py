@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 
 from grpo_jax.configure import Command, dump, load
-
-LINES = 20  # of an error message
+from grpo_jax.reporting.exits import explain
 
 
 def main(argv: list[str]) -> int:
@@ -50,22 +48,6 @@ def join_cluster(command: Command) -> None:
         jax.distributed.initialize()
     else:
         jax.distributed.initialize(command.coordinator, command.num_processes, command.process_id)
-
-
-def explain(error: BaseException, *, debug: bool) -> int:
-    """Print an error, with its traceback if it is unexpected or if asked, and return the exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return 130
-    expected = hasattr(error, "exit_code") or isinstance(error, ValueError | OSError)
-    code = getattr(error, "exit_code", 2 if expected else 1)
-    if debug or not expected:
-        traceback.print_exception(error)
-    else:
-        lines = (str(error) or type(error).__name__).splitlines()
-        lines = lines if len(lines) < LINES else [*lines[: LINES - 2], "... (--debug shows all)"]
-        print("stopped:" if code > 128 else "error:", "\n".join(lines), file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ CASES = [
         qwen(prompt={"format": "chat", "max_prompt_length": 64}),
     ),
     Case("tokenizer of another model", ("largest id", "vocabulary has 64 entries", "trained with"), qwen()),
-    Case("unknown architecture", ("config.json", "model_type 'mamba'", "llama, qwen2"), qwen()),
+    Case("unknown architecture", ("config.json", "model_type 'mamba'", "llama, mistral, olmo2, qwen2"), qwen()),
 ]
 
 
