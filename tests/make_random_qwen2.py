@@ -19,6 +19,7 @@ from grpo_jax.config import MeshConfig
 from grpo_jax.models.decoder import DecoderConfig
 from grpo_jax.models.hf import save_params
 from grpo_jax.models.parameters import count, init_params
+from grpo_jax.models.rope import Rope
 from grpo_jax.sharding import make_mesh
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -118,6 +119,7 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     tokenizer = make_tokenizer(min(args.vocab, 512))
     config = DecoderConfig(
+        family="qwen2",
         vocab_size=args.vocab,
         hidden_size=args.hidden,
         num_layers=args.layers,
@@ -125,7 +127,7 @@ def main(argv: list[str]) -> None:
         num_kv_heads=args.kv_heads,
         head_dim=args.head_dim,
         mlp_size=args.mlp,
-        rope_theta=1_000_000.0,
+        rope=Rope(rope_theta=1_000_000.0),
         tie_word_embeddings=not args.untied,
         qkv_bias=True,
         max_positions=32768,

@@ -7,6 +7,7 @@ prefix=...)`. The maths is in `ops.py`; here it is only wired up, as a scan over
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -17,8 +18,11 @@ from jax import Array
 from grpo_jax.config import ArchitectureConfig
 from grpo_jax.models import ops
 from grpo_jax.models.cache import Cache, advance, stack, unstack
+from grpo_jax.models.experts import KERNELS
+from grpo_jax.models.lora import Lora
 from grpo_jax.models.ops import KeyValues
 from grpo_jax.models.parameters import Parameter, parameter_table
+from grpo_jax.models.rope import Rope, rotation
 from grpo_jax.sharding import constrain
 from grpo_jax.types import Sequences
 
@@ -28,35 +32,64 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+PLAIN = Rope()
+NO_WINDOW = 2**30  # more positions than there are
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """The shape of a decoder and how it is computed; hashable, closed over by compiled functions."""
+    """The shape of a decoder and how it is computed; hashable, closed over by compiled functions.
 
+    The defaults are Llama's; what a family does otherwise is a field.
+    """
+
+    family: str = "llama"  # the file of `families` that reads and writes this shape
     vocab_size: int  # V
     hidden_size: int  # D
     num_layers: int  # L
     num_heads: int  # N
     num_kv_heads: int  # K
     head_dim: int  # H
-    mlp_size: int  # F
-    rope_theta: float = 10000.0
+    mlp_size: int  # F, of one expert where there are experts
+    rope: Rope = PLAIN
+    local_rope: Rope | None = None  # of the layers with a window; None: `rope`
+    windows: tuple[int, ...] = ()  # for each layer: keys a query sees, itself included, 0: all; (): all in all layers
+    norms: Literal["pre", "post", "both"] = "pre"  # before attention and mlp, after them, or both
+    norm_offset: float = 0.0  # added to the parameter of every norm
     rms_norm_eps: float = 1e-6
-    tie_word_embeddings: bool = False
+    qk_norm: Literal["none", "head", "width"] = "none"  # of queries and keys: by head, or over all heads
     qkv_bias: bool = False
-    head: Literal["lm", "scalar"] = "lm"
+    o_bias: bool = False
+    mlp_bias: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    attention_scale: float | None = None  # None: 1 / sqrt(H)
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embed_scale: bool = False  # embeddings are multiplied by sqrt(D)
+    num_experts: int = 0  # E; 0: one mlp
+    experts_per_token: int = 0
+    normalize_experts: bool = False  # the weights of a token's experts sum to 1
+    tie_word_embeddings: bool = False
     max_positions: int = 4096  # what the model was made for; rotary positions themselves have no end
+    head: Literal["lm", "scalar"] = "lm"
+    lora: Lora | None = None  # which projections have adapters, where there are any
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
     scan_layers: bool = True
+    experts_kernel: Literal["auto", "dense", "ragged", "blocks"] = "auto"  # auto: by the platform of the mesh
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"{self.num_heads} query heads are not a multiple of {self.num_kv_heads} kv heads")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary positions need an even number")
-        for name, known in (("dtype", DTYPES), ("remat", REMAT), ("head", ("lm", "scalar"))):
+        if self.windows and len(self.windows) != self.num_layers:
+            raise ValueError(f"{len(self.windows)} windows for {self.num_layers} layers; give one a layer, or none")
+        if self.local_rope and not any(self.windows):
+            raise ValueError("local_rope is the rotary embedding of layers with a window, and there are none")
+        if bool(self.num_experts) != (0 < self.experts_per_token <= self.num_experts):
+            raise ValueError(f"{self.experts_per_token} experts a token of {self.num_experts}")
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
 
@@ -65,11 +98,29 @@ class DecoderConfig:
         """The type of activations, caches and matrix products."""
         return jnp.dtype(DTYPES[self.dtype])
 
+    @property
+    def longest(self) -> int:
+        """Positions that mean something to the model: what it was made for, or what its scaling stretches that to."""
+        stretched = (self.rope.factor or 1) * (self.rope.original_max_position_embeddings or 0)
+        return max(self.max_positions, int(stretched))
+
+
+CHOICES = {
+    "norms": ("pre", "post", "both"),
+    "qk_norm": ("none", "head", "width"),
+    "activation": ops.ACTIVATIONS,
+    "head": ("lm", "scalar"),
+    "dtype": DTYPES,
+    "remat": REMAT,
+    "experts_kernel": ("auto", *KERNELS),
+}
+
 
 def from_architecture(architecture: ArchitectureConfig, *, vocab_size: int, **options: Any) -> DecoderConfig:
     """The decoder of a config's `architecture`; `options` are the other fields of `DecoderConfig`."""
     a = architecture
     return DecoderConfig(
+        family="qwen2" if a.qkv_bias else "llama",
         vocab_size=vocab_size,
         hidden_size=a.hidden_size,
         num_layers=a.num_hidden_layers,
@@ -77,7 +128,7 @@ def from_architecture(architecture: ArchitectureConfig, *, vocab_size: int, **op
         num_kv_heads=a.num_key_value_heads,
         head_dim=a.head_dim,
         mlp_size=a.intermediate_size,
-        rope_theta=a.rope_theta,
+        rope=Rope(rope_theta=a.rope_theta),
         rms_norm_eps=a.rms_norm_eps,
         tie_word_embeddings=a.tie_word_embeddings,
         qkv_bias=a.qkv_bias,
@@ -106,7 +157,7 @@ class _Group(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A Llama-type decoder, with Qwen2's biases as a setting."""
+    """A decoder of any of the families; what differs between them is in its config."""
 
     config: DecoderConfig
 
@@ -119,19 +170,23 @@ class Decoder(nn.Module):
         With `cache` the new tokens are written at `cache.length` and queries look at the whole cache. A
         cache with exactly T slots is taken to be empty: it is filled without a copy, and gradients flow
         through the result. `prefix` is a cache of P rows that is only read: row p is the shared context of
-        rows p*G .. p*G + G-1.
+        rows p*G .. p*G + G-1. Parameters with the key `lora` are a base with adapters (`lora.py`).
         """
         config = self.config
         params = _declare(self, parameter_table(config))
+        adapters = self.variables["params"].get("lora") if "params" in self.variables else None
+        layers = params["layers"] if adapters is None else {**params["layers"], "lora": adapters}
         x = jnp.take(params["embed"], sequences.tokens, axis=0).astype(config.compute_dtype)  # [B, T, D]
+        if config.embed_scale:
+            x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
         # A device looks up its slice of the width for the rows of its whole replica, then slices change places with
         # rows: neither the table nor its gradient is ever gathered.
         x = constrain(constrain(x, "replica", None, "embed"), "batch", None, None)
         if cache is not None:
             cache = advance(cache, sequences)
         run = _scan_layers if config.scan_layers else _loop_layers
-        x, cache = run(config, params["layers"], x, sequences, cache, prefix)
-        x = ops.rms_norm(x, params["final_norm"], config.rms_norm_eps)
+        x, cache = run(config, layers, x, sequences, cache, prefix)
+        x = ops.rms_norm(x, params["final_norm"], config.rms_norm_eps, offset=config.norm_offset)
         if config.head == "scalar":
             scores = jnp.einsum("btd,do->bto", x, params["score"].astype(x.dtype), preferred_element_type=jnp.float32)
             return scores[..., 0], cache
@@ -139,13 +194,17 @@ class Decoder(nn.Module):
 
 
 def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, prefix: Cache | None):
-    """One layer as a function of (x, weights, own cached (k, v), the prefix's (k, v), layer index).
+    """One layer as a function of (x, weights, own cached (k, v), the prefix's (k, v), window, layer index).
 
     What does not apply is None. With an index, cached keys and values are those of all layers, stacked, and
     are returned so.
     """
-    angles = ops.rotation(sequences.positions, config.head_dim, config.rope_theta)
+    angles = rotation(sequences.positions, config.rope, config.head_dim)
+    local = rotation(sequences.positions, config.local_rope, config.head_dim) if config.local_rope else None
     time = sequences.tokens.shape[1]
+
+    def choose(first: Array, one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jax.tree.map(partial(jnp.where, first), one, other)
 
     def write(old: Array, new: Array, index: Array | None) -> tuple[Array, Array]:
         """(keys or values that this layer sees, what to keep), the new ones at their slots."""
@@ -156,7 +215,7 @@ def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, pre
         old = jax.lax.dynamic_update_slice(old, new[None], (index, *start))
         return jax.lax.dynamic_index_in_dim(old, index, keepdims=False), old
 
-    def apply(x, weights, cached, shared, index=None):
+    def apply(x, weights, cached, shared, window=None, index=None):
         def store(k, v):
             kept = (k, v)
             if cached is not None:
@@ -169,13 +228,27 @@ def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, pre
             return blocks, kept
 
         x, kept = ops.decoder_layer(
-            x, weights, angles, sequences.positions, sequences.segments, store, eps=config.rms_norm_eps
+            x,
+            weights,
+            angles if local is None else choose(window < NO_WINDOW, local, angles),
+            sequences.positions,
+            sequences.segments,
+            store,
+            config=config,
+            window=window,
         )
         return constrain(x, "batch", None, None), kept
 
     if config.remat == "none":
         return apply
     return jax.checkpoint(apply, policy=REMAT[config.remat], prevent_cse=not config.scan_layers)
+
+
+def _windows(config: DecoderConfig) -> Array | None:
+    """The window of each layer, as an array that runs along with the layers: [L] i32; None where there is none."""
+    if not any(config.windows):
+        return None
+    return jnp.array([window or NO_WINDOW for window in config.windows], jnp.int32)
 
 
 def _scan_layers(config, layers, x, sequences, cache, prefix) -> tuple[Array, Cache | None]:
@@ -185,18 +258,19 @@ def _scan_layers(config, layers, x, sequences, cache, prefix) -> tuple[Array, Ca
     if cache is None or cache.size == sequences.tokens.shape[1]:  # keys and values are results, nothing is copied
 
         def step(x, inputs):
-            x, kept = apply(x, inputs[0], None, inputs[1])
+            weights, block, window = inputs
+            x, kept = apply(x, weights, None, block, window)
             return x, None if cache is None else kept
 
-        x, kept = jax.lax.scan(step, x, (layers, shared))
+        x, kept = jax.lax.scan(step, x, (layers, shared, _windows(config)))
         return x, None if cache is None else cache.replace(k=kept[0], v=kept[1])
 
     def step(carry, inputs):  # the whole cache is carried, so that only the new slots are written
-        weights, block, index = inputs
-        return apply(carry[0], weights, carry[1], block, index), None
+        weights, block, window, index = inputs
+        return apply(carry[0], weights, carry[1], block, window, index), None
 
     carry = (x, (stack(cache).k, stack(cache).v))
-    (x, (k, v)), _ = jax.lax.scan(step, carry, (layers, shared, jnp.arange(config.num_layers)))
+    (x, (k, v)), _ = jax.lax.scan(step, carry, (layers, shared, _windows(config), jnp.arange(config.num_layers)))
     return x, cache.replace(k=k, v=v)
 
 
@@ -206,6 +280,7 @@ def _loop_layers(config, layers, x, sequences, cache, prefix) -> tuple[Array, Ca
     filled = cache is not None and cache.size > sequences.tokens.shape[1]
     past = unstack(cache) if filled else None
     shared = None if prefix is None else unstack(prefix)
+    windows = _windows(config)
     kept = []
     for l in range(config.num_layers):
         x, pair = apply(
@@ -213,6 +288,7 @@ def _loop_layers(config, layers, x, sequences, cache, prefix) -> tuple[Array, Ca
             jax.tree.map(lambda leaf, l=l: leaf[l], layers),
             None if past is None else (past.k[l], past.v[l]),
             None if shared is None else (shared.k[l], shared.v[l]),
+            None if windows is None else windows[l],
         )
         kept.append(pair)
     if cache is None:

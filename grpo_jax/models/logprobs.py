@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.models.cache import empty_cache
+from grpo_jax.models.ops import softcap
 from grpo_jax.sharding import constrain
 from grpo_jax.types import Prompts, Sequences
 
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
 
 def next_token_logits(model: Decoder, params: Any, hidden: Array) -> Array:
-    """Logits of the next token, untempered: hidden [..., D] -> [..., V] f32.
+    """Logits of the next token, untempered and capped where the family does: hidden [..., D] -> [..., V] f32.
 
     The product runs in the type of `hidden` and is summed in float32.
     """
     head = params["embed"].T if model.config.tie_word_embeddings else params["head"]  # [D, V]
     logits = jnp.einsum("...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    logits = softcap(logits, model.config.logit_softcap)
     return constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
 
 
@@ -82,8 +84,11 @@ def _score(model, params, hidden, tokens, mask, temperature: float, chunk: int) 
 
     @jax.checkpoint
     def step(_, inputs):
-        hidden, tokens = inputs
-        return None, token_scores(next_token_logits(model, params, hidden) / temperature, tokens)
+        hidden, tokens = inputs  # [B, chunk, D], [B, chunk]
+        logits = next_token_logits(model, params, hidden.reshape(-1, hidden.shape[-1]))  # [B*chunk, V], one product
+        return None, jax.tree.map(
+            lambda x: x.reshape(tokens.shape), token_scores(logits / temperature, tokens.reshape(-1))
+        )
 
     _, scored = jax.lax.scan(step, None, (chunks(hidden), chunks(tokens)))
 

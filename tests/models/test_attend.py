@@ -1,11 +1,14 @@
 """Attention over blocks equals one dense softmax over all keys."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.models.ops import KeyValues, attend, rms_norm, rope, rotation
+from grpo_jax.models.ops import KeyValues, attend, rms_norm, softcap
+from grpo_jax.models.rope import Rope, rotate, rotation
 
 B, T, N, H = 6, 4, 4, 8
 
@@ -27,7 +30,7 @@ def queries(seed=1):
     return q, jnp.asarray(rng.integers(4, 9, (B, T)), jnp.int32), jnp.asarray(segments, jnp.int32)
 
 
-def dense(q, positions, segments, blocks):
+def dense(q, positions, segments, blocks, scale=H**-0.5, cap=None, window=99):
     """The definition, row by row and head by head, in float64."""
     q, out = np.asarray(q, np.float64), np.zeros(q.shape)
     positions, segments, blocks = jax.tree.map(np.asarray, (positions, segments, blocks))
@@ -38,8 +41,9 @@ def dense(q, positions, segments, blocks):
                 for x in blocks:
                     r, g = b // (B // x.k.shape[0]), n // (N // x.k.shape[1])
                     seen = (x.segments[r] == segments[b, t]) & (x.segments[r] > 0)
-                    seen &= x.positions[r] <= positions[b, t]
-                    scores.append((x.k[r, g] @ q[b, t, n] / np.sqrt(H))[seen])
+                    seen &= (x.positions[r] <= positions[b, t]) & (x.positions[r] > positions[b, t] - window)
+                    score = x.k[r, g] @ q[b, t, n] * scale
+                    scores.append((score if cap is None else cap * np.tanh(score / cap))[seen])
                     values.append(x.v[r, g][seen])
                 s, v = np.concatenate(scores), np.concatenate(values)
                 if len(s):
@@ -53,6 +57,15 @@ def test_blocks_equal_one_dense_softmax(kv_heads):
     blocks = [block(2, 2, kv_heads, 5), block(3, 6, kv_heads, 3), block(4, 1, kv_heads, 2)]
     got = jax.jit(attend)(*queries(), blocks)
     np.testing.assert_allclose(got, dense(*queries(), blocks), atol=2e-6)
+
+
+@pytest.mark.parametrize("more", [{"scale": 0.9}, {"cap": 0.4}, {"window": 3}, {"scale": 2.0, "cap": 1.0, "window": 1}])
+def test_scale_cap_and_window(more):
+    blocks = [block(2, 2, 2, 5), block(3, 6, 2, 3), block(4, 1, 2, 2)]
+    got = jax.jit(partial(attend, **more))(*queries(), blocks)
+    expected = dense(*queries(), blocks, **more)
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+    assert np.abs(expected - dense(*queries(), blocks)).max() > 0.05, "it matters"
 
 
 def test_row_that_sees_nothing_gives_zeros_and_finite_gradients():
@@ -93,7 +106,7 @@ def test_rotary_scores_depend_on_distance_only():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, H)), jnp.float32)
 
     def score(shift):
-        a, b = rope(x, *rotation(jnp.array([[3 + shift, 1 + shift]]), H, 1e4))[0]
+        a, b = rotate(x, *rotation(jnp.array([[3 + shift, 1 + shift]]), Rope(), H))[0]
         return jnp.sum(a * b)
 
     np.testing.assert_allclose([score(5), score(1000)], score(0), atol=1e-4)
@@ -102,3 +115,13 @@ def test_rotary_scores_depend_on_distance_only():
 def test_norm_by_hand():
     x = jnp.array([[3.0, 4.0]])
     np.testing.assert_allclose(rms_norm(x, jnp.array([1.0, 2.0]), 0.0), [[3 / 12.5**0.5, 8 / 12.5**0.5]], rtol=1e-6)
+    gemma = rms_norm(x, jnp.array([0.0, 1.0]), 0.0, offset=1.0)
+    np.testing.assert_allclose(gemma, [[3 / 12.5**0.5, 8 / 12.5**0.5]], rtol=1e-6)
+    wide = rms_norm(jnp.array([[[3.0], [4.0]]]), jnp.array([[1.0], [2.0]]), 0.0, axes=(1, 2))
+    np.testing.assert_allclose(wide, [[[3 / 12.5**0.5], [8 / 12.5**0.5]]], rtol=1e-6)
+
+
+def test_cap_by_hand():
+    x = jnp.array([-1e4, -0.01, 0.0, 0.01, 3.0])
+    np.testing.assert_allclose(softcap(x, 2.0), [-2, -0.01, 0, 0.01, 2 * np.tanh(1.5)], atol=1e-6)
+    assert softcap(x, None) is x

@@ -11,6 +11,7 @@ from small_models import TINY, ragged, randomized
 from grpo_jax.config import ArchitectureConfig, MeshConfig
 from grpo_jax.models.decoder import Decoder, DecoderConfig, from_architecture
 from grpo_jax.models.parameters import abstract_params, count, init_params
+from grpo_jax.models.rope import Rope
 from grpo_jax.sharding import ShardingError, constrain, make_mesh, named
 from grpo_jax.types import Sequences
 
@@ -57,6 +58,11 @@ def test_architecture_section_becomes_a_decoder():
         ({"head_dim": 5}, "head_dim is 5"),
         ({"dtype": "float16"}, "dtype is 'float16'; choose one of float32, bfloat16"),
         ({"remat": "all"}, "remat is 'all'"),
+        ({"windows": (3,)}, "1 windows for 2 layers"),
+        ({"local_rope": Rope()}, "local_rope is the rotary embedding of layers with a window, and there are none"),
+        ({"num_experts": 4, "experts_per_token": 5}, "5 experts a token of 4"),
+        ({"norms": "around"}, "norms is 'around'; choose one of pre, post, both"),
+        ({"activation": "relu"}, "activation is 'relu'; choose one of silu, gelu_tanh"),
     ],
 )
 def test_impossible_shapes_are_refused(change, message):

@@ -104,8 +104,8 @@ def test_no_array_over_rows_time_and_vocabulary(mesh, group):
         return jnp.sum(completion_logprobs(model, params, prompts, completions, chunk=2)[0])
 
     found = set(shapes(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
-    logits = {s for s in found if 997 in s and len(s) > 2}
-    assert logits == {(6, 2, 997)}, "rows x chunk x vocabulary, and nothing larger"
+    assert (6 * 2, 997) in found, "rows x chunk by vocabulary"
+    assert not any(997 in s and len(s) > 2 for s in found), "and nothing larger"
     assert all(np.prod(s) <= 6 * 2 * 997 for s in found if 997 in s and 16 not in s)
 
 
