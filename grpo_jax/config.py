@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, dataclass_transform
 
 import pydantic
 
+from grpo_jax import texts
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls):
@@ -65,6 +67,22 @@ class ArchitectureConfig:
 
 
 @config
+class LoraConfig:
+    """Low-rank adapters beside frozen weights (arXiv:2106.09685), trained instead of them in every stage."""
+
+    rank: Positive = 16
+    """Inner dimension r (TRL: lora_r, 16)."""
+    alpha: Annotated[float, pydantic.Field(gt=0.0)] = 32.0
+    """What an adapter adds is scaled by alpha / rank (TRL: lora_alpha, 32)."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (arXiv:2312.03732; TRL: use_rslora)."""
+    targets: tuple[str, ...] = ("*_proj",)
+    """Names, or patterns of names: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (not of experts)."""
+    adapter_name_or_path: str | None = None
+    """A PEFT directory or hub name to start from, of this rank, scale and targets; None: new adapters."""
+
+
+@config
 class ModelConfig:
     """The policy: a Hugging Face directory or hub name, or an architecture with random weights."""
 
@@ -80,6 +98,10 @@ class ModelConfig:
     """What the backward pass recomputes a layer: nothing, all but matrix products, everything."""
     scan_layers: bool = True
     """Compile one layer and loop over it in training; the sampler unrolls small models in any case."""
+    experts_kernel: Literal["auto", "dense", "ragged", "blocks"] = "auto"
+    """How a mixture of experts is computed; `auto`: dense on CPU, ragged on TPU, blocks on GPU. The result is one."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters and no weights; without dropout, as trainer and sampler must agree. None: all weights."""
 
 
 @config
@@ -96,20 +118,55 @@ class MeshConfig:
 
 @config
 class PromptConfig:
-    """From a problem to the text that the policy continues."""
+    """From a problem to the text that the policy continues.
+
+    What stands in a file is read with the settings and takes the place of the file's name: it is compared when a run
+    goes on, and kept in its config.yaml.
+    """
 
     format: Literal["auto", "chat", "text"] = "auto"
     """`chat`: the tokenizer's chat template; `text`: `template`; `auto`: chat where the tokenizer has one."""
     template: str = "{question}"
     """The prompt of format `text`. DeepSeekMath's is "User: {question}\\n\\nAssistant:"."""
+    template_file: Annotated[str, pydantic.AfterValidator(texts.template_file)] | None = None
+    """A text file with `template`, few-shot examples and all; nothing but {question} is replaced in it."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """Few-shot: solved problems, each [question, answer], that format `text` writes before the template."""
+    examples_file: Annotated[str, pydantic.AfterValidator(texts.examples_file)] | None = None
+    """A file of JSON lines with `examples`: keys question and answer."""
+    example: Annotated[str, pydantic.AfterValidator(texts.example)] | None = None
+    """How an example is written, with {question} and {answer}; None: `template`, space, answer, empty line."""
     suffix: str = ""
     """Appended to the question, in either format (the paper: "\\nPlease reason step by step, and ...")."""
     system: str | None = None
     """System message of format `chat`."""
+    date: Annotated[str, pydantic.AfterValidator(texts.date)] = "2024-07-26"
+    """What a chat template that writes today's date writes (Llama 3.2), so that prompts do not change by the day."""
     max_prompt_length: Positive = 512
     """Tokens; all prompts are padded to this length."""
     overlong_prompts: Literal["error", "drop"] = "error"
     """What to do with a longer prompt: stop and name it, or leave it out and print how many were."""
+
+    @pydantic.model_validator(mode="after")
+    def _read(self) -> PromptConfig:
+        return with_files_read(self)
+
+
+def with_files_read(prompt: PromptConfig) -> PromptConfig:
+    """Return the settings with what stands in their files in the place of the files' names.
+
+    Settings that come from YAML and flags have been through it. Raises `PydanticCustomError`.
+    """
+    read = {}
+    if prompt.template_file is not None:
+        read |= {"template": texts.text_of(texts.template_file(prompt.template_file)), "template_file": None}
+    if prompt.examples_file is not None:
+        read |= {"examples": texts.examples_of(prompt.examples_file), "examples_file": None}
+    for key in {"template", "examples"} & read.keys():
+        none = getattr(PromptConfig, key)
+        if getattr(prompt, key) not in (none, read[key]):
+            raise texts.wrong(f"has both {key} and {key}_file; take one back ({key} {none!r}, or {key}_file null)")
+    return dataclasses.replace(prompt, **read)
 
 
 @config
@@ -206,6 +263,8 @@ class RLConfig:
     """Updates mu on one batch (paper 1)."""
     microbatches: Positive = 1
     """Parts into which an update's rows are split to save memory; the gradient is the same."""
+    decode_rows: Count = 0
+    """Rows decoded at once; 0: all of a step's. The tokens are the same."""
     sampling: SamplingConfig = SamplingConfig()
     """How completions are drawn."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -20,6 +20,7 @@ LAYERS = (
     {"sharding"},
     {"configure"},
     {"types", "config"},
+    {"texts"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 KINDS = ("algorithms", "rewards", "data/sources", "evaluation/benchmarks", "tools")

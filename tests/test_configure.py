@@ -466,6 +466,11 @@ def test_difference():
     assert difference(old, old) == []
 
 
+def test_of_long_texts_the_part_that_differs_is_shown():
+    (line,) = difference({"a": "x" * 500 + "y" * 500}, {"a": "x" * 500 + "z"})
+    assert line.startswith("a: ...xxx") and "xyyy" in line and line.endswith("xz'") and len(line) < 200
+
+
 def test_check_resume(write, tmp_path):
     config = load([write()]).config
     saved = tmp_path / "config.yaml"

@@ -21,9 +21,12 @@ from grpo_jax.sharding import agree, make_mesh
 from grpo_jax.stages import evaluation, rl, sft
 from grpo_jax.stages.policy import (
     abstract,
+    base_record,
     check_weights,
     completion_ends,
+    describe_adapters,
     export,
+    export_adapters,
     initial_params,
     open_decoder,
     open_tokenizer,
@@ -61,6 +64,8 @@ def open_run(config: Config, directory: Path, workers: Workers, interruption: In
     tokenizer = open_tokenizer(config, notes)
     model = open_decoder(config, tokenizer, decoder_config)
     check_weights(config, model.config, mesh)
+    if model.config.lora:
+        notes(describe_adapters(model.config))
     return Run(
         config=config,
         directory=directory,
@@ -71,6 +76,7 @@ def open_run(config: Config, directory: Path, workers: Workers, interruption: In
         pad_id=tokenizer.pad_token_id,
         workers=workers,
         interruption=interruption,
+        base=base_record(config, model.config),
     )
 
 
@@ -140,14 +146,24 @@ def run_sections(run: Run, wanted: Collection[str], prepared: Mapping[str, Any])
             evaluate_once(run, evaluator, weights, "after" if run.config.rl else "policy")
         show_evaluations(run)
     if present and all(run.finished_step(stage) is not None for stage in present):
-        exported = run.directory / "hf"
-        if not agree(exported.exists()):
-            export(weights.params(), run.model.config, run.tokenizer, run.eos_ids, exported)
-        run.note(f"policy: {exported} (a Hugging Face directory)")
+        write_policy(run, weights)
+
+
+def write_policy(run: Run, weights: Weights) -> None:
+    """Write what was trained for other programs, once: a Hugging Face directory, or the adapters as PEFT's."""
+    config, lora = run.model.config, run.model.config.lora
+    path = run.directory / ("adapter" if lora else "hf")
+    if not agree(path.exists()):
+        if lora:
+            export_adapters(weights.params(), run.config, config, run.tokenizer, path)
+        else:
+            export(weights.params(), config, run.tokenizer, run.eos_ids, path)
+    of = f"a PEFT adapter of {run.config.model.model_name_or_path}" if lora else "a Hugging Face directory"
+    run.note(f"policy: {path} ({of})")
 
 
 class Weights:
-    """The weights at the present point of the pipeline, loaded when they are first needed."""
+    """What is trained, all weights or adapters, at the present point of the pipeline; loaded when first needed."""
 
     def __init__(self, run: Run):
         self.run, self.stage, self._params = run, None, None
@@ -157,14 +173,17 @@ class Weights:
         """Where they come from, in words."""
         if self.stage:
             return f"{self.stage}, step {self.run.finished_step(self.stage)}"
-        return self.run.config.model.model_name_or_path or "random weights"
+        model = self.run.config.model
+        adapter = model.lora and model.lora.adapter_name_or_path
+        name = model.model_name_or_path or "random weights"
+        return f"{adapter} on {name}" if adapter else name
 
     def take(self, stage: str, params: Any = None) -> None:
         """Go on to the result of a stage, which may be at hand."""
         self.stage, self._params = stage, params
 
     def params(self) -> Any:
-        """The weights on the mesh."""
+        """They themselves, on the mesh."""
         run = self.run
         if self._params is None and self.stage is None:
             self._params = initial_params(run.config, run.model.config, run.mesh)
@@ -174,10 +193,12 @@ class Weights:
 
     def _finished(self, stage: str) -> Any:
         """The result of a stage that was finished before."""
-        run = self.run
+        run, step = self.run, self.run.finished_step(stage)
+        checkpoints = run.checkpoints(stage)
+        run.check_base(checkpoints, step)
         try:
-            with run.checkpoints(stage) as checkpoints:
-                return checkpoints.restore_params(run.finished_step(stage), abstract(run.model.config, run.mesh))
+            with checkpoints:
+                return checkpoints.restore_params(step, abstract(run.model.config, run.mesh))
         except CheckpointError as error:
             done = run.stage(stage) / "done.json"
             raise CheckpointError(
@@ -190,7 +211,7 @@ def evaluate_once(run: Run, evaluator: evaluation.Evaluator, weights: Weights, n
     path = evaluation.result_path(run, name)
     known = path.is_file() and json.loads(path.read_text())["title"] == weights.origin
     if not agree(known):
-        evaluation.run_evaluation(evaluator, weights.params(), name, weights.origin)
+        evaluation.run_evaluation(evaluator, run.policy(weights.params()), name, weights.origin)
 
 
 def show_evaluations(run: Run) -> None:

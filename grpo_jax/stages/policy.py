@@ -1,20 +1,38 @@
-"""The policy of a run: tokenizer, decoder, and the weights to start from."""
+"""The policy of a run: tokenizer, decoder, and the weights to start from.
+
+What is trained are all weights or, with `model.lora`, adapters on weights that are frozen and lie on the mesh once, in
+the type in which they are used.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from grpo_jax.config import Config
+from grpo_jax.config import Config, LoraConfig
 from grpo_jax.configure import ConfigError, find
-from grpo_jax.data.tokenizer import character_tokenizer, check_vocabulary, eos_ids, load_tokenizer
+from grpo_jax.data.tokenizer import character_tokenizer, check_vocabulary, eos_ids, load_tokenizer, prompt_characters
 from grpo_jax.models.decoder import Decoder, DecoderConfig, from_architecture
-from grpo_jax.models.hf import check_params, load_params, read_config, save_params
-from grpo_jax.models.parameters import abstract_params, init_params
+from grpo_jax.models.hf import read_config, save_params
+from grpo_jax.models.loading import with_matrices_in
+from grpo_jax.models.lora import (
+    SUFFIX,
+    Lora,
+    LoraError,
+    abstract_adapters,
+    attach,
+    choose_targets,
+    count_adapters,
+    init_adapters,
+)
+from grpo_jax.models.parameters import abstract_params, count, init_params
+from grpo_jax.models.peft import check_adapters, load_adapters, save_adapters
 from grpo_jax.sharding import run_key
+from grpo_jax.stages.convert_folder import check_model, load_model, model_record
 
 
 def open_tokenizer(config: Config, note: Callable[[str], None]) -> Any:
@@ -33,7 +51,7 @@ def alphabet(config: Config) -> str:
     Raises `ConfigError` for a source whose characters are not known beforehand.
     """
     sections = [section for section in (config.sft, config.rl, config.evaluation) if section]
-    characters = set(config.prompt.template.replace("{question}", "") + config.prompt.suffix)
+    characters = prompt_characters(config.prompt)
     for source in (section.source for section in sections):
         module = find("data.sources", source.kind)
         if not hasattr(module, "alphabet"):
@@ -46,14 +64,31 @@ def alphabet(config: Config) -> str:
 
 
 def read_decoder_config(config: Config) -> DecoderConfig | None:
-    """The decoder that a Hugging Face config.json describes; None where it is made from `model.architecture`."""
+    """The decoder that a Hugging Face config.json describes; None where it is made from `model.architecture`.
+
+    Raises `LoraError` for targets of `model.lora` that it does not have.
+    """
     name = config.model.model_name_or_path
-    return read_config(name, **decoder_options(config)) if name else None
+    if not name:
+        return None
+    decoder = read_config(name, **decoder_options(config))
+    return decoder if config.model.lora is None else with_adapters(decoder, config.model.lora)
+
+
+def with_adapters(decoder: DecoderConfig, lora: LoraConfig) -> DecoderConfig:
+    """The decoder with the adapters that a config asks for; raises `LoraError`."""
+    try:
+        targets = choose_targets(lora.targets, experts=bool(decoder.num_experts))
+    except LoraError as error:
+        raise LoraError(f"model.lora.targets: {error}") from error
+    adapters = Lora(rank=lora.rank, alpha=lora.alpha, rslora=lora.rslora, targets=targets)
+    return dataclasses.replace(decoder, lora=adapters)
 
 
 def decoder_options(config: Config) -> dict[str, Any]:
     """How a decoder is computed, whatever its shape."""
-    return {"dtype": config.model.dtype, "remat": config.model.remat, "scan_layers": config.model.scan_layers}
+    names = ("dtype", "remat", "scan_layers", "experts_kernel")
+    return {name: getattr(config.model, name) for name in names}
 
 
 def open_decoder(config: Config, tokenizer: Any, decoder_config: DecoderConfig | None) -> Decoder:
@@ -71,26 +106,75 @@ def completion_ends(config: Config, tokenizer: Any) -> tuple[int, ...]:
 
 
 def initial_params(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
-    """The weights that the pipeline starts from, created sharded."""
-    if config.model.model_name_or_path:
-        return load_params(config.model.model_name_or_path, decoder, mesh)
-    return init_params(decoder, run_key(config.seed), mesh)
+    """What is trained, as the pipeline starts it, created sharded: all weights, or adapters."""
+    name, lora = config.model.model_name_or_path, config.model.lora
+    if lora is None:
+        return load_model(name, decoder, mesh) if name else init_params(decoder, run_key(config.seed), mesh)
+    if lora.adapter_name_or_path:
+        return load_adapters(lora.adapter_name_or_path, decoder, mesh)
+    return init_adapters(decoder, run_key(config.seed), mesh)
+
+
+def frozen_params(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any | None:
+    """The base of the adapters, created sharded; None where all weights are trained."""
+    if decoder.lora is None:
+        return None
+    return load_model(config.model.model_name_or_path, decoder, mesh, dtype=decoder.dtype)
 
 
 def check_weights(config: Config, decoder: DecoderConfig, mesh: Mesh) -> None:
     """Refuse weights that are not all there or of another model, and a mesh that does not divide them; loads none."""
     if config.model.model_name_or_path:
-        check_params(config.model.model_name_or_path, decoder, mesh)
-    else:
-        abstract(decoder, mesh)
+        check_model(config.model.model_name_or_path, decoder, mesh)
+    if decoder.lora and config.model.lora.adapter_name_or_path:
+        check_adapters(config.model.lora.adapter_name_or_path, decoder)
+    abstract(decoder, mesh)
 
 
 def abstract(decoder: DecoderConfig, mesh: Mesh) -> Any:
-    """Shapes and shardings of the weights; raises `ShardingError` if the mesh does not divide one."""
-    return abstract_params(decoder, mesh)
+    """Shapes and shardings of what is trained; raises `ShardingError` if the mesh does not divide one."""
+    return abstract_adapters(decoder, mesh) if decoder.lora else abstract_params(decoder, mesh)
+
+
+def abstract_frozen(decoder: DecoderConfig, mesh: Mesh) -> Any | None:
+    """Types, shapes and shardings of the base of the adapters; None where all weights are trained."""
+    if decoder.lora is None:
+        return None
+    return with_matrices_in(abstract_params(decoder, mesh), decoder.compute_dtype)
+
+
+def abstract_policy(decoder: DecoderConfig, mesh: Mesh) -> Any:
+    """Types, shapes and shardings of the parameters that sampler and scoring take."""
+    return attach(abstract_frozen(decoder, mesh), abstract(decoder, mesh))
+
+
+def describe_adapters(decoder: DecoderConfig) -> str:
+    """What is trained, in a line."""
+    lora, names = decoder.lora, ", ".join(target + SUFFIX for target in decoder.lora.targets)
+    return (
+        f"lora: rank {lora.rank}, scale {lora.scale:g}, on {names}: {count_adapters(decoder):,} numbers are trained "
+        f"beside {count(decoder):,} that are frozen"
+    )
+
+
+def base_record(config: Config, decoder: DecoderConfig) -> dict[str, Any]:
+    """What checkpoints of adapters keep of the weights beside them: which they are, and how adapters are added."""
+    if decoder.lora is None:
+        return {}
+    base = model_record(config.model.model_name_or_path)
+    if config.model.tokenizer_name_or_path:
+        base.pop("tokenizer", None)  # it is not the run's
+    return {"base": base, "lora": dataclasses.asdict(decoder.lora) | {"targets": list(decoder.lora.targets)}}
 
 
 def export(params: Any, decoder: DecoderConfig, tokenizer: Any, ends: tuple[int, ...], path: Path) -> None:
     """Write the policy as a Hugging Face directory, in the type it was computed in."""
     ids = {"eos_token_id": list(ends), "pad_token_id": tokenizer.pad_token_id}
     save_params(params, decoder, tokenizer, path, dtype=decoder.dtype, generation_config=ids)
+
+
+def export_adapters(adapters: Any, config: Config, decoder: DecoderConfig, tokenizer: Any, path: Path) -> None:
+    """Write the adapters as a PEFT directory, which names the base by its whole path or its hub name."""
+    name = config.model.model_name_or_path
+    base = str(Path(name).resolve()) if Path(name).is_dir() else name
+    save_adapters(adapters, decoder, path, base_name=base, tokenizer=tokenizer)

@@ -113,9 +113,9 @@ def train(
     prepared: Prepared,
     evaluate: Evaluate | None = None,
 ) -> Any:
-    """Reinforce a policy from where the stage stands; returns the trained parameters.
+    """Reinforce a policy from where the stage stands; returns the trained parameters: all, or the adapters.
 
-    `initial()` loads the weights to begin with, `evaluate(params)` gives held-out metrics for the log.
+    `initial()` loads them to begin with, `evaluate(policy)` gives held-out metrics for the log.
     """
     c: RLConfig = run.config.rl
     total, data = c.iterations * c.max_steps, prepared.data
@@ -191,7 +191,7 @@ def look(
     every = stage.run.config.rl.eval_steps
     if evaluate and every and step % every == 0:
         with progress.phase("evaluate"):
-            numbers = evaluate(state.params)
+            numbers = evaluate(stage.run.policy(state.params))
         if numbers:
             log.write(step, numbers)
 
@@ -207,15 +207,16 @@ def collect(stage: Stage, state: TrainState, reference: Any, step: int, progress
     run, programs, c = stage.run, stage.programs, stage.run.config.rl
     indices = distinct_indices(len(stage.problems), c.prompts_per_step, seed=run.config.seed, step=step)  # 5
     batch = [stage.problems[i] for i in indices]
+    policy = run.policy(state.params)
     with progress.phase("sample"):
-        rollout = programs.sample(state.params, run.prompts(stage.problems, indices), state.key, step)  # 7
+        rollout = programs.sample(policy, run.prompts(stage.problems, indices), state.key, step)  # 7
         rollout = run.end_at_stop(rollout, c.sampling.stop)
         texts = run.texts(rollout)
     with progress.phase("reward"):
         judged = judge(run, batch, texts, rollout, stage.rewards, step=step + 1)  # 8
     with progress.phase("train"):
-        old = programs.logprobs(state.params, rollout) if c.num_iterations > 1 else None  # 6
-        ref = programs.logprobs(reference, rollout) if stage.algorithm.reference else None
+        old = programs.logprobs(policy, rollout) if c.num_iterations > 1 else None  # 6
+        ref = programs.logprobs(run.policy(reference), rollout) if stage.algorithm.reference else None
         experience = programs.experience(rollout, judged.rewards, old, ref)  # 9
     return Collected(indices, rollout, texts, judged, experience)
 
@@ -227,6 +228,6 @@ def improve(
     updates = []
     with progress.phase("train"):
         for _ in range(stage.run.config.rl.num_iterations):
-            state, update = stage.programs.update(state, experience)
+            state, update = stage.programs.update(state, experience, frozen=stage.run.frozen)
             updates.append(update)
         return state, jax.device_get(updates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from grpo_jax.configure import ConfigError, tree_of
 from grpo_jax.data.encoding import unmarked
 from grpo_jax.data.prompts import encode_prompts, prompt_messages, prompt_text, uses_chat
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.lora import attach
 from grpo_jax.reporting.files import is_primary, write_atomically
 from grpo_jax.reporting.metrics import MetricsWriter
 from grpo_jax.rewards.reward import RewardError
@@ -25,6 +27,7 @@ from grpo_jax.sampler.draw import Distribution
 from grpo_jax.sampler.sample import Sampling
 from grpo_jax.sampler.stop import cut_at_stop
 from grpo_jax.sharding import ShardingError, agree, batch_shards, global_to_host, host_to_global, named
+from grpo_jax.stages.policy import frozen_params
 from grpo_jax.training.checkpoint import Checkpoints
 from grpo_jax.training.health import RunHealthError
 from grpo_jax.training.interrupt import Interruption
@@ -45,6 +48,16 @@ class Run:
     pad_id: int
     workers: Workers
     interruption: Interruption
+    base: dict[str, Any]  # what checkpoints keep of the base of adapters, and how these are added; {} without
+
+    @functools.cached_property
+    def frozen(self) -> Any | None:
+        """The base of the adapters, one for all stages, policies and references, loaded when it is first needed."""
+        return frozen_params(self.config, self.model.config, self.mesh)
+
+    def policy(self, trainable: Any) -> Any:
+        """The parameters that sampler and scoring take: what is trained, on what is frozen."""
+        return attach(self.frozen, trainable)
 
     @property
     def name(self) -> str:
@@ -96,10 +109,9 @@ class Run:
 
     def check_length(self, key: str, length: int) -> None:
         """Refuse rows longer than the model was made for: beyond it, positions mean nothing to it."""
-        if length > self.model.config.max_positions:
+        if length > self.model.config.longest:
             raise ConfigError(
-                f"{key}: {length} tokens are more than the {self.model.config.max_positions} positions of the model; "
-                "lower it"
+                f"{key}: {length} tokens are more than the {self.model.config.longest} positions of the model; lower it"
             )
 
     def end_at_stop(self, rollout: Rollout, stop: Sequence[str]) -> Rollout:
@@ -139,7 +151,8 @@ class Run:
     def restore(self, checkpoints: Checkpoints, abstract: Any, data: dict[str, Any]) -> tuple[Any, int]:
         """The newest good checkpoint and its step, or None and 0; says what was passed over and why.
 
-        Raises `CheckpointError` if the problems are not those of the checkpoint: what follows would be others.
+        Raises `CheckpointError` if the problems are not those of the checkpoint, as what follows would be others, and
+        what `check_base` raises.
         """
         newest = checkpoints.latest()
         for reason in newest.passed_over:
@@ -153,9 +166,21 @@ class Run:
                 f"{checkpoints.directory / str(newest.step)}: the problems have changed since it was saved: "
                 f"{then} then, {now} now; bring them back, or start in another output_dir"
             )
+        self.check_base(checkpoints, newest.step)
         tree, _ = checkpoints.restore(newest.step, abstract)
         self.note(f"resumed at step {newest.step} of {checkpoints.directory.parent.name}")
         return tree, newest.step
+
+    def check_base(self, checkpoints: Checkpoints, step: int) -> None:
+        """Raise `CheckpointError` if the adapters of a checkpoint were trained on another base, or added otherwise."""
+        saved = checkpoints.meta(step)
+        for key, what in (("base", "the model that the adapters were trained on"), ("lora", "model.lora")):
+            then, now = saved.get(key) or {}, self.base.get(key) or {}
+            if then != now:
+                raise CheckpointError(
+                    f"{checkpoints.directory / str(step)}: {what} was {_values(then, now)} when it was saved and is "
+                    f"{_values(now, then)} now; bring back what it was saved with, or start in another output_dir"
+                )
 
     def save_if_due(
         self,
@@ -170,7 +195,7 @@ class Run:
         checkpoints.poll()  # a save that failed in the background is known within a step
         stop = self.interruption.requested_anywhere()
         if stop or done == total or (config.save_steps and done % config.save_steps == 0):
-            checkpoints.save(done, state, {"data": data})
+            checkpoints.save(done, state, {"data": data} | self.base)
         if stop and done < total:
             self.stop_saved(checkpoints, done, total)
         if done == total:
@@ -184,7 +209,7 @@ class Run:
             return
         if not finished:
             raise self.interruption.interrupted("stopped before the first step; the same command starts it again")
-        checkpoints.save(finished, state, {"data": data})
+        checkpoints.save(finished, state, {"data": data} | self.base)
         self.stop_saved(checkpoints, finished, total)
 
     @contextlib.contextmanager
@@ -194,7 +219,7 @@ class Run:
             yield
         except (RewardError, RunHealthError) as error:
             if finished and getattr(error, "sound", True):
-                checkpoints.save(finished, state, {"data": data})
+                checkpoints.save(finished, state, {"data": data} | self.base)
                 checkpoints.wait()
             raise
 
@@ -220,3 +245,8 @@ class Run:
         """Record that a stage is finished; it is not run again."""
         if is_primary():
             write_atomically(self.stage(stage) / "done.json", json.dumps({"step": step}) + "\n")
+
+
+def _values(record: dict[str, Any], other: dict[str, Any]) -> str:
+    """What differs from another record, in words."""
+    return ", ".join(f"{key} {value}" for key, value in record.items() if value != other.get(key)) or "absent"

@@ -57,9 +57,9 @@ def prepare(run: Run) -> Prepared:
 
 
 def train(run: Run, initial: Callable[[], Any], prepared: Prepared) -> Any:
-    """Fine-tune a policy from where the stage stands; `initial()` loads the weights to begin with.
+    """Fine-tune a policy from where the stage stands; `initial()` loads what is trained, all weights or adapters.
 
-    Returns the trained parameters.
+    Returns the same, trained.
     """
     c: SFTConfig = run.config.sft
     params = abstract(run.model.config, run.mesh)
@@ -85,7 +85,7 @@ def train(run: Run, initial: Callable[[], Any], prepared: Prepared) -> Any:
             for step in range(start, c.max_steps):
                 done = step + 1
                 with progress.phase("compile" if step == start else "train"):
-                    state, metrics = update(state, *batch)
+                    state, metrics = update(state, *batch, frozen=run.frozen)
                     batch = rows(done) if done < c.max_steps else None  # while the devices work
                     metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 metrics |= {

@@ -16,6 +16,7 @@ from jax import Array
 from grpo_jax.algorithms.algorithm import Algorithm
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logprobs import completion_logprobs
+from grpo_jax.models.lora import attach
 from grpo_jax.types import Experience, Rollout, TrainState
 
 
@@ -102,16 +103,18 @@ def train_step(
     temperature: float = 1.0,
     chunk: int = 128,
     microbatches: int = 1,
+    frozen: Any | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update; a gradient that is not finite changes nothing but the step count and is reported.
 
+    Where the state holds adapters, `frozen` is the base that they are attached to: it is read, and has no gradient.
     -> the new state and metrics: `loss` (the sum over rows, hence the batch's loss), means over the chosen tokens,
     `grad_norm` before clipping, `skipped_updates` 0 or 1.
     """
 
     def loss_of(params: Any, rows: Experience) -> tuple[Array, dict[str, Array]]:
         logprobs, entropy = completion_logprobs(
-            model, params, rows.prompts, rows.completions, temperature=temperature, chunk=chunk
+            model, attach(frozen, params), rows.prompts, rows.completions, temperature=temperature, chunk=chunk
         )
         loss, metrics = algorithm.loss(logprobs, rows)
         metrics |= {"entropy": entropy}

@@ -11,15 +11,19 @@ from jax import Array
 
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logprobs import sequence_logprobs
+from grpo_jax.models.lora import attach
 from grpo_jax.training.step import MicrobatchError, guarded_update
 from grpo_jax.types import Sequences, TrainState
 
 
 def supervised_loss(
-    params: Any, sequences: Sequences, weights: Array, *, model: Decoder, chunk: int
+    params: Any, sequences: Sequences, weights: Array, *, model: Decoder, chunk: int, frozen: Any | None = None
 ) -> tuple[Array, Array]:
-    """`-sum(weights * logp)` and the weighted entropy. sequences [B, T], weights [B, T] -> two scalars."""
-    logprobs, entropy = sequence_logprobs(model, params, sequences, chunk=chunk)
+    """`-sum(weights * logp)` and the weighted entropy. sequences [B, T], weights [B, T] -> two scalars.
+
+    `frozen` is the base of `params` where these are adapters.
+    """
+    logprobs, entropy = sequence_logprobs(model, attach(frozen, params), sequences, chunk=chunk)
     return -jnp.sum(weights * logprobs), jnp.sum(weights * entropy)
 
 
@@ -32,8 +36,11 @@ def supervised_step(
     optimizer: optax.GradientTransformation,
     chunk: int = 128,
     microbatches: int = 1,
+    frozen: Any | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update on packed rows; the loss is the mean over all tokens that are to be learnt.
+
+    Where the state holds adapters, `frozen` is the base that they are attached to: it is read, and has no gradient.
 
     sequences [B, T], loss_mask [B, T] bool, True on completion tokens (their end included). The paper's eq. 6 averages
     within an example first; the mean over tokens is what its framework and all peers use for packed rows.
@@ -46,7 +53,7 @@ def supervised_step(
     def accumulate(carry, rows):
         grads, loss, entropy = carry
         (part, more_entropy), more = jax.value_and_grad(supervised_loss, has_aux=True)(
-            state.params, *rows, model=model, chunk=chunk
+            state.params, *rows, model=model, chunk=chunk, frozen=frozen
         )
         return (jax.tree.map(jnp.add, grads, more), loss + part, entropy + more_entropy), None
 

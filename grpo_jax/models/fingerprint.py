@@ -1,0 +1,46 @@
+"""What a model directory is, whatever its path: to know again the base that adapters were trained on.
+
+Cheap, whatever the size of the model: names, types and shapes of all tensors and a sample of their numbers, wherever
+the files have them, and the settings of config.json but for those that programs write about themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from grpo_jax.models.folder import find_folder, read_json
+from grpo_jax.models.weights import WeightFiles
+
+PLACES, NUMBERS = 4, 64  # places of a tensor that are read, and numbers at each
+ABOUT_ITSELF = ("_name_or_path", "transformers_version")
+DIGITS = 16
+
+
+def model_fingerprint(path: str | Path) -> dict[str, str]:
+    """`{"weights": ..., "config": ..., "tokenizer": ...}` of a model directory or hub name, as short digests.
+
+    Training changes nearly all numbers, so that a sample tells; files may be cut into other shards.
+    """
+    folder = find_folder(path)
+    files = WeightFiles(folder)
+    weights = hashlib.sha256()
+    for name in sorted(files.names()):
+        weights.update(f"{name} {files.dtype(name)} {files.shape(name)}".encode())
+        for place in _places(files.shape(name)):
+            weights.update(files.read(name, place).tobytes())
+    settings = {key: value for key, value in read_json(folder / "config.json").items() if key not in ABOUT_ITSELF}
+    texts = {"config": json.dumps(settings, sort_keys=True).encode()}
+    if (tokenizer := folder / "tokenizer.json").is_file():
+        texts["tokenizer"] = tokenizer.read_bytes()
+    digests = {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
+    return {name: digest[:DIGITS] for name, digest in ({"weights": weights.hexdigest()} | digests).items()}
+
+
+def _places(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Parts of a tensor along its diagonal, of some numbers of a row each."""
+    for part in range(PLACES):
+        *rows, last = (size * part // PLACES for size in shape or (1,))
+        yield (*(slice(row, row + 1) for row in rows), slice(last, last + NUMBERS))[: len(shape)]
