@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.tpu_worker import QWEN
+from grpo_jax.stages.plan import USABLE
+from grpo_jax.stages.targets import GIB, TargetError, tpu_target
+from launch.plan import ENVIRONMENT
+from tests.gpu_worker import CONFIG, QWEN
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,35 +25,62 @@ pytestmark = [
     ),
 ]
 ROOT = Path(__file__).resolve().parent.parent
-MEMORY = 16e9  # bytes of a v5e chip
-L, V, K, H = (QWEN[name] for name in ("num_layers", "vocab_size", "num_kv_heads", "head_dim"))
-# libtpu asks a metadata server what machine this is, and lets one process at a time use it, unless it is told.
-COMPILER = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "JAX_ENABLE_COMPILATION_CACHE": "false",
-}
+L, V, K = (QWEN[name] for name in ("num_hidden_layers", "vocab_size", "num_key_value_heads"))
+H = QWEN["hidden_size"] // QWEN["num_attention_heads"]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["fsdp 8", "fsdp 4, tensor 2"])
-def step(request, tmp_path_factory):
+def compile_step(folder, *flags):
     """What the compiler says of one RL step, and the text of its programs, by name."""
-    folder = tmp_path_factory.mktemp("tpu")
-    worker = [sys.executable, "-m", "tests.tpu_worker", str(folder), str(request.param)]
-    done = subprocess.run(worker, cwd=ROOT, env=os.environ | COMPILER, capture_output=True, text=True)
+    worker = [sys.executable, "-m", "tests.tpu_worker", str(folder), *flags]
+    done = subprocess.run(worker, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     result = json.loads((folder / "step.json").read_text())
     return result | {"hlo": {path.stem: path.read_text() for path in folder.glob("*.hlo")}}
 
 
+@pytest.fixture(scope="module", params=["1", "2"], ids=["fsdp 8", "fsdp 4, tensor 2"])
+def step(request, tmp_path_factory):
+    return compile_step(tmp_path_factory.mktemp("tpu"), "--mesh.tensor", request.param)
+
+
 def test_fits(step, capsys):
     with capsys.disabled():
         print(table(step))
+    memory = step["memory"]
+    assert memory == 16 * GIB and not step["refused"]
     for name, takes in step["takes"].items():
-        assert takes["peak"] < MEMORY, f"{name} takes {takes['peak'] / 1e9:.1f} of {MEMORY / 1e9:.0f} GB: {takes}"
+        assert takes["peak"] < USABLE * memory, f"{name} takes {takes['peak'] / 1e9:.1f} of {memory / 1e9:.1f} GB"
+
+
+def test_what_is_too_large_is_said_by_the_compiler(tmp_path):
+    """Without micro-batches; the plan then has the compiler's number."""
+    step = compile_step(tmp_path, "--rl.microbatches", "1", "--model.remat", "none")
+    assert step["refused"] == ["logprobs", "update"] or step["refused"] == ["update"]
+    assert step["takes"]["update"]["peak"] > step["memory"]
+
+
+def test_a_plan_for_a_topology(tmp_path):
+    """The launcher, for the sampler of the evaluation alone, on another chip."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN))
+    words = [str(CONFIG), "--model.model_name_or_path", str(tmp_path), "--only", "evaluation", "--json"]
+    launch = [sys.executable, str(ROOT / "launch" / "plan.py"), *words, "--topology", "v6e:2x2"]
+    done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    plan = json.loads(done.stdout)
+    assert plan["fits"] and plan["target"]["devices"] == 4 and plan["target"]["memory"] == 32 * GIB
+    assert [phase["name"] for phase in plan["phases"]] == ["loading", "evaluation: sampling"]
+
+
+def test_topologies(monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    sizes = {"v5e:4x8": (32, 16), "v5p:2x2x1": (4, 95), "v4:2x2x1": (4, 32), "v6e:2x4": (8, 32), "v3:2x2": (8, 16)}
+    for name, (count, memory) in sizes.items():
+        target = tpu_target(name)
+        assert (len(target.devices), target.memory) == (count, memory * GIB), name
+    assert tpu_target("v5e:2x2", memory=10**9).memory == 10**9
+    with pytest.raises(TargetError, match="such as v5e:4x8"):
+        tpu_target("v5e:3x5")
 
 
 def test_parameters_and_moments_are_shared_out(step):

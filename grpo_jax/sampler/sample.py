@@ -31,6 +31,12 @@ class Sampling(NamedTuple):
     pad_id: int
 
 
+class DecodeError(ValueError):
+    """Rows that cannot be decoded in equal parts of whole groups; the message names the numbers that would do."""
+
+    exit_code = 2
+
+
 class _Decode(NamedTuple):
     t: Array  # [] i32
     hidden: Array  # [B, D], the state that predicts token t
@@ -94,6 +100,49 @@ def sample(model: Decoder, params: Any, prompts: Prompts, key: Array, *, samplin
     positions = start[:, None] + jnp.arange(Tc, dtype=jnp.int32)  # [B, Tc]
     completions = Sequences(end.tokens, positions, end.mask.astype(jnp.int32))
     return Rollout(prompts, completions, end.mask, end.logprobs, end.finished)
+
+
+def decode_parts(prompts: int, num_generations: int, decode_rows: int, *, shards: int = 1) -> int:
+    """Into how many parts a batch of P prompts is cut so that `decode_rows` rows are decoded at once; 0: one part.
+
+    A part is of whole groups, equally many on each of the batch shards. Raises `DecodeError` naming what would do.
+    """
+    P, G = prompts, num_generations
+    rows = decode_rows or P * G
+    if P * G % rows == 0 and (rows == P * G or rows % (G * shards) == 0):
+        return P * G // rows
+    fitting = [p * G for p in range(shards, P + 1, shards) if P % p == 0] or [P * G]
+    raise DecodeError(
+        f"decode_rows: {decode_rows} rows are no equal part of {P} prompts of {G} completions in whole groups over "
+        f"{shards} batch shard(s); choose one of {', '.join(map(str, fitting))}, or 0 for all at once"
+    )
+
+
+def sample_in_parts(
+    model: Decoder, params: Any, prompts: Prompts, key: Array, *, sampling: Sampling, parts: int
+) -> Rollout:
+    """`sample`, one part of the prompts after the other: the same tokens with the keys and values of a part only.
+
+    Part m takes the prompts m, m + parts, m + 2 parts, ..., so that each device keeps its own rows.
+    """
+    if parts == 1:
+        return sample(model, params, prompts, key, sampling=sampling)
+    P = prompts.index.shape[0]
+
+    def cut(x: Array) -> Array:  # [P, ...] -> [parts, P/parts, ...]
+        return jnp.swapaxes(x.reshape(P // parts, parts, *x.shape[1:]), 0, 1)
+
+    def join(x: Array) -> Array:  # [parts, B/parts, ...] -> [B, ...]
+        x = x.reshape(parts, P // parts, -1, *x.shape[2:])
+        x = jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[3:])
+        return constrain(x, "batch", *(None,) * (x.ndim - 1))
+
+    def part(rows: Prompts) -> Rollout:
+        rows = jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), rows)
+        return sample(model, params, rows, key, sampling=sampling)
+
+    rollout = jax.lax.map(part, jax.tree.map(cut, prompts))
+    return jax.tree.map(join, rollout.replace(prompts=None)).replace(prompts=prompts)
 
 
 def _decoder(model: Decoder) -> Decoder:

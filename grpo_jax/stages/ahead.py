@@ -1,32 +1,33 @@
-"""The programs of a stage compiled ahead of time on abstract arrays: what they take on a device, before one is held.
+"""Programs compiled ahead of time on abstract arrays: what they take on a device, before one is held.
 
-The devices of the mesh need not be here: for a TPU topology the real TPU compiler runs on any machine with libtpu.
-The programs are those of `programs.py`, chained as the stage chains them: what one returns, laid out as its compiler
-chose, is what the next one takes.
+The devices of the mesh need not be here (`targets.py`): the compilers of TPUs and GPUs run on any machine that has
+their libraries. Nothing is executed, and no array is made.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
-from grpo_jax.algorithms.algorithm import Algorithm
-from grpo_jax.config import MeshConfig, RLConfig
-from grpo_jax.models.decoder import Decoder
-from grpo_jax.models.parameters import abstract_params
-from grpo_jax.sampler.sample import Sampling
-from grpo_jax.sharding import make_mesh, named
-from grpo_jax.stages.programs import rl_programs
-from grpo_jax.training.optimizer import make_optimizer
-from grpo_jax.training.state import abstract_state
-from grpo_jax.types import Prompts, Rewards, Sequences
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# What the TPU compiler says of a program that is too large: its temporaries alone, or all that it takes.
+TOO_LARGE = (
+    (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\) exceeds"), "temporaries"),
+    (re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"), "all"),
+)
+
+
+class CompileError(ValueError):
+    """A program that the compiler refuses for another reason than its size."""
+
+    exit_code = 1
 
 
 class Footprint(NamedTuple):
@@ -38,7 +39,7 @@ class Footprint(NamedTuple):
     temporaries: int
     beside: int  # what the stage holds meanwhile and this program does not take
     flops: float  # of its matrix products, loops at their longest
-    compiler_flops: float  # the compiler's count, which takes the body of a loop once
+    compiler_flops: float  # the compiler's count, which takes the body of a loop once; 0 where it has none
     compiler_bytes: float  # read and written, counted so too
 
     @property
@@ -48,10 +49,11 @@ class Footprint(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """A program that is compiled and was never run."""
+    """A program that was traced, and compiled if it fits its device, and was never run."""
 
-    compiled: Compiled
+    compiled: Compiled | None  # None: the compiler refused it as too large
     flops: float  # of the matrix products on each device
+    refused: tuple[int, int] = (0, 0)  # if the compiler refused it: bytes of arguments, and of temporaries as it says
 
     @property
     def results(self) -> Any:
@@ -64,12 +66,15 @@ class Ahead(NamedTuple):
 
     def footprint(self, beside: int = 0) -> Footprint:
         """What it takes, with `beside` bytes of other arrays on each device."""
-        memory, cost = self.compiled.memory_analysis(), self.compiled.cost_analysis()
+        if self.compiled is None:
+            arguments, temporaries = self.refused
+            return Footprint(arguments, 0, 0, temporaries, beside, self.flops, 0.0, 0.0)
+        memory, cost = self.compiled.memory_analysis(), self.compiled.cost_analysis() or {}
         return Footprint(
             arguments=memory.argument_size_in_bytes,
             outputs=memory.output_size_in_bytes,
             donated=memory.alias_size_in_bytes,
-            temporaries=memory.temp_size_in_bytes,
+            temporaries=_temporaries(self.compiled),
             beside=beside,
             flops=self.flops,
             compiler_flops=cost.get("flops", 0.0),
@@ -77,33 +82,35 @@ class Ahead(NamedTuple):
         )
 
 
-class RLStep(NamedTuple):
-    """The programs of one RL step, compiled, and what each takes."""
+def _temporaries(compiled: Compiled) -> int:
+    """Bytes of a compiled program's temporaries at their height.
 
-    programs: dict[str, Ahead]  # freeze, sample, logprobs, experience, update; logprobs only where it is called
-    footprints: dict[str, Footprint]
-
-
-def topology_mesh(config: MeshConfig, topology: str, *, platform: str = "tpu") -> Mesh:
-    """A mesh of the devices of a named topology (`v5e:2x4`), for compiling only; needs the platform's compiler.
-
-    Raises `ShardingError` if the mesh is of another size than the topology.
+    The TPU compiler's sum of temporaries counts on-chip memory as well, and can be twice what is taken of the device's;
+    its peak is of the device's memory alone, without the gaps between buffers (up to 6 % in what was tried).
     """
-    from jax.experimental.topologies import get_topology_desc
+    memory = compiled.memory_analysis()
+    if _platform(compiled) != "tpu":
+        return memory.temp_size_in_bytes
+    taken = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return max(memory.peak_memory_in_bytes - taken, 0)
 
-    return make_mesh(config, get_topology_desc(platform=platform, topology_name=topology).devices)
+
+def _platform(compiled: Compiled) -> str:
+    sharding = jax.tree.leaves(compiled.output_shardings)[0]
+    return next(iter(sharding.device_set)).platform
 
 
 def device_bytes(tree: Any) -> int:
     """Bytes that arrays, or their abstract forms with shardings, take on each device, without padding."""
     leaves = jax.tree.leaves(tree)
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves if hasattr(x, "sharding"))
 
 
 def matmul_flops(jaxpr: Jaxpr | ClosedJaxpr, *, longest: int) -> int:
     """`2 m n k` summed over all matrix products of all devices.
 
-    A scan counts as often as it runs, a `while` loop `longest` times, and of branches the dearest one.
+    A scan counts as often as it runs, a `while` loop `longest` times, of branches the dearest one, and what is written
+    for one device as often as there are devices.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = 0
@@ -114,66 +121,42 @@ def matmul_flops(jaxpr: Jaxpr | ClosedJaxpr, *, longest: int) -> int:
             k = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * k * math.prod(equation.outvars[0].aval.shape)
             continue
+        if name.startswith("ragged_dot"):  # each row by the matrix of its own group
+            total += 2 * equation.invars[0].aval.shape[-1] * math.prod(equation.outvars[0].aval.shape)
+            continue
         inner = [p for p in jax.tree.leaves(list(params.values())) if isinstance(p, Jaxpr | ClosedJaxpr)]
         counts = [matmul_flops(part, longest=longest) for part in inner]
         times = {"scan": params.get("length", 1), "while": longest}.get(name, 1)
+        times = params["mesh"].size if name == "shard_map" else times
         total += times * (max(counts, default=0) if name == "cond" else sum(counts))
     return total
 
 
-def compile_ahead(program: Callable[..., Any], *arguments: Any, mesh: Mesh, longest: int = 1) -> Ahead:
+def compile_ahead(
+    program: Callable[..., Any], *arguments: Any, mesh: Mesh, longest: int = 1, **named_arguments: Any
+) -> Ahead:
     """Trace, lower and compile a jitted program for a mesh on abstract arguments that carry their shardings.
 
-    `longest` bounds its `while` loops. Raises the compiler's error if the program does not fit the device.
+    `longest` bounds its `while` loops. A program that the compiler refuses as too large for a device comes back
+    without its compiled form. Raises `CompileError` for what else the compiler says.
     """
     with jax.set_mesh(mesh):
-        traced = program.trace(*arguments)
-        return Ahead(traced.lower().compile(), matmul_flops(traced.jaxpr, longest=longest) / mesh.size)
+        traced = program.trace(*arguments, **named_arguments)
+        flops = matmul_flops(traced.jaxpr, longest=longest) / mesh.size
+        try:
+            return Ahead(traced.lower().compile(), flops)
+        except jax.errors.JaxRuntimeError as error:
+            taken = device_bytes((arguments, named_arguments))
+            temporaries = too_large(str(error), taken)
+            if temporaries is None:
+                raise CompileError(f"the compiler failed: {str(error)[:1000]}") from error
+            return Ahead(None, flops, (taken, temporaries))
 
 
-def abstract_prompts(prompts: int, length: int, mesh: Mesh) -> Prompts:
-    """A batch of prompts [P, Tp] as the stages place it."""
-    split = named(mesh, "batch")
-    tokens = jax.ShapeDtypeStruct((prompts, length), jnp.int32, sharding=split)
-    return Prompts(Sequences(tokens, tokens, tokens), jax.ShapeDtypeStruct((prompts,), jnp.int32, sharding=split))
-
-
-def compile_rl(
-    model: Decoder, config: RLConfig, sampling: Sampling, algorithm: Algorithm, mesh: Mesh, *, max_prompt_length: int
-) -> RLStep:
-    """Compile everything that runs on the devices in one RL step.
-
-    Raises `ShardingError` if the mesh does not divide a parameter, and the compiler's error if a program does not fit.
-    """
-    c, longest = config, sampling.max_completion_length
-    params = abstract_params(model.config, mesh)
-    optimizer = make_optimizer(c.optimizer, c.iterations * c.max_steps * c.num_iterations)
-    state = abstract_state(params, optimizer, mesh)
-    call = rl_programs(model, c, sampling, algorithm, optimizer, params)
-    prompts = abstract_prompts(c.prompts_per_step, max_prompt_length, mesh)
-    outcome = jax.ShapeDtypeStruct((c.prompts_per_step, c.num_generations), jnp.float32, sharding=named(mesh, "batch"))
-
-    done = {"freeze": compile_ahead(call.freeze, params, mesh=mesh)}
-    reference = done["freeze"].results
-    done["sample"] = compile_ahead(call.sample, params, prompts, state.key, 0, mesh=mesh, longest=longest)
-    rollout = done["sample"].results
-    ref = old = None
-    if algorithm.reference:
-        done["logprobs"] = compile_ahead(call.logprobs, reference, rollout, mesh=mesh)
-        ref = done["logprobs"].results
-    if c.num_iterations > 1:
-        done["old_logprobs"] = compile_ahead(call.logprobs, params, rollout, mesh=mesh)
-        old = done["old_logprobs"].results
-    done["experience"] = compile_ahead(call.experience, rollout, Rewards(outcome), old, ref, mesh=mesh)
-    done["update"] = compile_ahead(call.update, state, done["experience"].results, mesh=mesh)
-    kept, moments = device_bytes(reference), device_bytes(state.opt_state)
-    weights = device_bytes(params)
-    beside = {
-        "freeze": moments,
-        "sample": kept + moments,
-        "logprobs": weights + moments,
-        "old_logprobs": kept + moments,
-        "experience": weights + moments + kept,
-        "update": kept,
-    }
-    return RLStep(done, {name: program.footprint(beside[name]) for name, program in done.items()})
+def too_large(message: str, arguments: int) -> int | None:
+    """Bytes of temporaries that the TPU compiler names when it refuses a program as too large; None if it does not."""
+    for pattern, what in TOO_LARGE:
+        if found := pattern.search(message):
+            size = int(float(found[1]) * UNITS[found[2]])
+            return max(size - arguments, 0) if what == "all" else size
+    return None

@@ -13,8 +13,8 @@ from jax import Array
 from grpo_jax.algorithms.algorithm import Algorithm, make_experience
 from grpo_jax.config import RLConfig, SFTConfig
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.sampler.sample import Sampling, sample
-from grpo_jax.sharding import replicated
+from grpo_jax.sampler.sample import Sampling, decode_parts, sample_in_parts
+from grpo_jax.sharding import batch_shards, replicated
 from grpo_jax.training.optimizer import decayed
 from grpo_jax.training.state import abstract_state, state_shardings
 from grpo_jax.training.step import rollout_logprobs, train_step
@@ -28,22 +28,28 @@ class RLPrograms(NamedTuple):
     sample: Callable[[Any, Prompts, Array, int], Rollout]  # params, prompts, run key, step
     logprobs: Callable[[Any, Rollout], Array]
     experience: Callable[..., Any]
-    update: Callable[..., Any]  # donates the state
+    update: Callable[..., Any]  # state, experience, frozen=base: donates the state
     freeze: Callable[[Any], Any]
 
 
-def sampling_program(model: Decoder, sampling: Sampling) -> Callable[[Any, Prompts, Array, int], Rollout]:
-    """`(params, prompts, run key, step) -> Rollout`; the step's key is folded from the run's, which never changes."""
+def sampling_program(
+    model: Decoder, sampling: Sampling, *, parts: int = 1
+) -> Callable[[Any, Prompts, Array, int], Rollout]:
+    """`(params, prompts, run key, step) -> Rollout`; the step's key is folded from the run's, which never changes.
+
+    The prompts are decoded in so many equal parts, one after the other.
+    """
 
     @jax.jit
     def program(params: Any, prompts: Prompts, key: Array, step: int) -> Rollout:
-        return sample(model, params, prompts, jax.random.fold_in(key, step), sampling=sampling)
+        step_key = jax.random.fold_in(key, step)
+        return sample_in_parts(model, params, prompts, step_key, sampling=sampling, parts=parts)
 
     return program
 
 
 def freeze_program(model: Decoder) -> Callable[[Any], Any]:
-    """A copy of parameters that are only read, matrices in the type in which they are used.
+    """A copy of what is trained, weights or adapters, that is only read: matrices in the type in which they are used.
 
     Norms and biases stay float32, so that the copy computes exactly what the original does.
     """
@@ -66,7 +72,11 @@ def rl_programs(
     optimizer: optax.GradientTransformation,
     params: Any,
 ) -> RLPrograms:
-    """The programs of the RL stage for these settings; `params` (arrays or their abstract forms) lie on the mesh."""
+    """The programs of the RL stage for these settings.
+
+    `params` are what is trained, all weights or adapters (arrays or their abstract forms), as they lie on the mesh.
+    Raises `DecodeError` if `config.decode_rows` is no whole part of a step.
+    """
     scoring = {
         "model": model,
         "temperature": config.sampling.temperature,
@@ -74,8 +84,10 @@ def rl_programs(
         "microbatches": config.microbatches,
     }
     update = partial(train_step, **scoring, algorithm=algorithm, optimizer=optimizer)
+    shards = batch_shards(_mesh(params))
+    parts = decode_parts(config.prompts_per_step, config.num_generations, config.decode_rows, shards=shards)
     return RLPrograms(
-        sample=sampling_program(model, sampling),
+        sample=sampling_program(model, sampling, parts=parts),
         logprobs=jax.jit(partial(rollout_logprobs, **scoring)),
         experience=jax.jit(partial(make_experience, algorithm)),
         update=update_program(update, optimizer, params),
@@ -86,7 +98,7 @@ def rl_programs(
 def sft_program(
     model: Decoder, config: SFTConfig, optimizer: optax.GradientTransformation, params: Any
 ) -> Callable[..., Any]:
-    """`(state, sequences, loss mask) -> (state, metrics)`; donates the state."""
+    """`(state, sequences, loss mask, frozen=base) -> (state, metrics)`; donates the state, never the base."""
     step = partial(
         supervised_step,
         model=model,
@@ -101,9 +113,13 @@ def update_program(
     step: Callable[..., Any], optimizer: optax.GradientTransformation, params: Any
 ) -> Callable[..., Any]:
     """A step `(state, ...) -> (state, metrics)` compiled so that the state keeps its layout and its memory."""
-    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    mesh = _mesh(params)
     shardings = state_shardings(abstract_state(params, optimizer, mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def _mesh(params: Any) -> jax.sharding.Mesh:
+    return jax.tree.leaves(params)[0].sharding.mesh
 
 
 def compiled(*programs: Callable) -> int:

@@ -3,32 +3,23 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from small_runs import quick_compilation, write_settings
 
-from grpo_jax.algorithms import grpo
-from grpo_jax.config import OptimizerConfig, RLConfig, SamplingConfig
+from grpo_jax.configure import load
 from grpo_jax.models.parameters import abstract_params
 from grpo_jax.sharding import ShardingError, named, replicated
-from grpo_jax.stages.ahead import abstract_prompts, compile_rl, device_bytes, matmul_flops
-from grpo_jax.training.optimizer import make_optimizer
-from grpo_jax.training.state import abstract_state
-from tests.tiny import decoder, mesh_of, sampling
+from grpo_jax.stages.ahead import Footprint, device_bytes, matmul_flops, too_large
+from grpo_jax.stages.footprints import open_plant, phases
+from tests.tiny import decoder, mesh_of
 
 P, G, TP, TC = 8, 4, 6, 8
-CONFIG = RLConfig(
-    source=None,
-    algorithm=None,
-    rewards=(),
-    prompts_per_step=P,
-    num_generations=G,
-    microbatches=2,
-    head_chunk=4,
-    sampling=SamplingConfig(max_completion_length=TC),
-)
-
-
-def step(mesh):
-    algorithm = grpo.build(grpo.Config())
-    return compile_rl(decoder(), CONFIG, sampling(G, TC), algorithm, mesh, max_prompt_length=TP)
+RL = {
+    "prompts_per_step": P,
+    "num_generations": G,
+    "microbatches": 2,
+    "head_chunk": 4,
+    "sampling": {"max_completion_length": TC},
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,32 +28,51 @@ def mesh():
 
 
 @pytest.fixture(scope="module")
-def compiled(mesh):
-    return step(mesh)
+def config(tmp_path_factory):
+    prompt = {"format": "text", "max_prompt_length": TP}
+    file = write_settings(tmp_path_factory.mktemp("ahead") / "run.yaml", sft=None, rl=RL, prompt=prompt)
+    return load([str(file), "--print_config"]).config
 
 
-def test_each_result_is_laid_out_as_the_next_program_takes_it(compiled, mesh):
-    rollout = compiled.programs["sample"].results
+@pytest.fixture(scope="module")
+def compiled(config, mesh):
+    """Phase and compiled program by name."""
+    found = phases(open_plant(config, decoder().config, mesh))
+    with quick_compilation():
+        return {phase.name: (phase, phase.compile()) for phase in found if phase.compile}
+
+
+def takes(compiled) -> dict[str, Footprint]:
+    return {name: program.footprint(phase.beside) for name, (phase, program) in compiled.items()}
+
+
+def test_results_are_laid_out_as_the_next_program_is_planned_to_take_them(compiled, mesh):
+    rollout = compiled["rl: sampling"][1].results
     assert rollout.completions.tokens.shape == (P * G, TC)
-    assert rollout.completions.tokens.sharding.is_equivalent_to(named(mesh, "batch"), 2)
+    own = [rollout.completions, rollout.completion_mask, rollout.logprobs, rollout.finished]
+    logprobs = compiled["rl: reference log-probabilities"][1].results
+    for leaf in jax.tree.leaves((own, logprobs)):
+        assert leaf.sharding.is_equivalent_to(named(mesh, "batch"), leaf.ndim)
+    after, metrics = compiled["rl: update"][1].results
     params = abstract_params(decoder().config, mesh)
-    state = abstract_state(params, make_optimizer(OptimizerConfig(), 1), mesh)
-    after, metrics = compiled.programs["update"].results
-    assert jax.tree.structure(after) == jax.tree.structure(state)
-    same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), after, state)
+    same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), after.params, params)
     assert all(jax.tree.leaves(same))
     assert all(m.sharding.is_fully_replicated for m in metrics.values())
 
 
 def test_bytes(compiled, mesh):
-    params = abstract_params(decoder().config, mesh)
-    takes = compiled.footprints
-    prompts = abstract_prompts(P, TP, mesh)
+    params = device_bytes(abstract_params(decoder().config, mesh))
+    found = takes(compiled)
+    prompts = P // 4 * (3 * TP + 1) * 4
     key = 8  # two words
-    assert takes["sample"].arguments == device_bytes((params, prompts)) + key + 4
-    assert takes["sample"].beside > 2 * device_bytes(params)  # two moments, and the reference
-    assert takes["update"].donated >= 3 * device_bytes(params)
-    for footprint in takes.values():
+    assert found["rl: sampling"].arguments == params + prompts + key + 4
+    held = compiled["rl: update"][0].held
+    assert held.parameters == held.reference == params, "float32 is copied as float32"
+    assert 2 * params < held.optimizer < 2 * params + 64, "two moments and counters"
+    assert found["rl: sampling"].beside == held.optimizer + held.reference + compiled["rl: sampling"][0].held.batch
+    assert found["rl: update"].beside == held.reference
+    assert found["rl: update"].donated >= 3 * params
+    for footprint in found.values():
         assert footprint.peak >= footprint.arguments + footprint.temporaries + footprint.beside
 
 
@@ -94,6 +104,14 @@ def test_work_of_loops_and_branches():
     assert flops(repeated) == 11 * once
     assert flops(lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: a @ b + a @ b)) == 2 * once
     assert flops(jax.jit(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2), argnums=(0, 1)))) == 3 * once
+    assert flops(lambda a, b: jax.lax.ragged_dot(a, jnp.stack([b, b]), jnp.array([1, 1]))) == once
+
+
+def test_work_written_for_one_device_counts_on_all(mesh):
+    rows, whole = named(mesh, "batch").spec, replicated(mesh).spec
+    local = jax.shard_map(lambda a, b: a @ b, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
+    jaxpr = jax.make_jaxpr(local)(jnp.ones((8, 3)), jnp.ones((3, 5)))
+    assert matmul_flops(jaxpr, longest=1) == 2 * 2 * 3 * 5 * mesh.size, "2 rows, on each of 8 devices"
 
 
 def test_work_of_the_programs(compiled):
@@ -109,14 +127,25 @@ def test_work_of_the_programs(compiled):
 
     prompt, forward = layers(P * TP, TP), layers(P * G * TC, TP + TC) + head(P * G * TC)
     decode = TC * (layers(P * G, TP + TC) + head(P * G))
-    takes = compiled.footprints
-    assert takes["sample"].flops == (prompt + decode) / 8
-    assert takes["logprobs"].flops == (prompt + forward) / 8
+    found = takes(compiled)
+    assert found["rl: sampling"].flops == (prompt + decode) / 8
+    assert found["rl: reference log-probabilities"].flops == (prompt + forward) / 8
     # Backward is twice forward, and computes the logits once more.
-    assert takes["update"].flops == (3 * (prompt + forward) + head(P * G * TC)) / 8
-    assert 0 < takes["update"].compiler_flops < takes["update"].flops  # it takes the body of a loop once
+    assert found["rl: update"].flops == (3 * (prompt + forward) + head(P * G * TC)) / 8
+    # The compiler takes the body of a loop once.
+    assert 0 < found["rl: update"].compiler_flops < found["rl: update"].flops
 
 
-def test_a_mesh_that_does_not_divide_is_refused():
+def test_a_mesh_that_does_not_divide_is_refused(config):
     with pytest.raises(ShardingError, match="cannot be split"):
-        step(mesh_of(data=1, fsdp=1, tensor=8))
+        open_plant(config, decoder().config, mesh_of(data=1, fsdp=1, tensor=8))
+
+
+def test_what_the_tpu_compiler_says_of_a_program_that_is_too_large():
+    early = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (50.45G) exceeds"
+    )
+    late = "Ran out of memory in memory space hbm. Used 16.14G of 15.75G hbm. Exceeded hbm capacity by 398.79M."
+    assert too_large(early, arguments=7) == int(50.45 * 2**30)
+    assert too_large(late, arguments=2**30) == int(16.14 * 2**30) - 2**30
+    assert too_large("INTERNAL: something else", arguments=7) is None
