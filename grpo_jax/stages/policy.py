@@ -36,13 +36,20 @@ from grpo_jax.stages.convert_folder import check_model, load_model, model_record
 
 
 def open_tokenizer(config: Config, note: Callable[[str], None]) -> Any:
-    """The tokenizer that the config names, or one token for each character of its sources."""
+    """The tokenizer that the config names, or one token for each character of its sources.
+
+    Raises `ConfigError` where the export could not be read: transformers loads every model of type qwen2 with its own
+    tokenizer, whatever lies beside the weights.
+    """
     name = config.model.tokenizer_name_or_path or config.model.model_name_or_path
-    return (
-        load_tokenizer(name, note, prompt_format=config.prompt.format)
-        if name
-        else character_tokenizer(alphabet(config))
-    )
+    if name:
+        return load_tokenizer(name, note, prompt_format=config.prompt.format)
+    if config.model.architecture.qkv_bias:
+        raise ConfigError(
+            "model.architecture.qkv_bias: true makes a qwen2, which transformers never reads with one token a "
+            "character; set it to false, or give model.tokenizer_name_or_path a tokenizer of Qwen's kind"
+        )
+    return character_tokenizer(alphabet(config))
 
 
 def alphabet(config: Config) -> str:

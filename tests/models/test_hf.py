@@ -123,19 +123,19 @@ def test_half_precision_and_copied_heads_are_read(tmp_path, mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), loaded, params)
 
 
-def random_qwen2():
-    """The script `tests/make_random_qwen2.py` as a module."""
-    spec = importlib.util.spec_from_file_location("make_random_qwen2", GOLDEN.parent / "make_random_qwen2.py")
+def random_model():
+    """The script `tests/make_random_model.py` as a module."""
+    spec = importlib.util.spec_from_file_location("make_random_model", GOLDEN.parent / "make_random_model.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_random_qwen2_is_a_whole_model_directory(tmp_path, mesh, capsys):
+def test_the_random_model_is_a_whole_model_directory(tmp_path, mesh, capsys):
     from transformers import AutoTokenizer, GenerationConfig
 
-    random_qwen2().main([str(tmp_path / "m"), "--hidden", "8", "--layers", "1", "--dtype", "bfloat16"])
-    assert "Qwen2, " in capsys.readouterr().out
+    random_model().main([str(tmp_path / "m"), "--hidden", "8", "--layers", "1", "--dtype", "bfloat16"])
+    assert "qwen2, " in capsys.readouterr().out
     config = read_config(tmp_path / "m")
     params = load_params(tmp_path / "m", config, mesh)
     assert params["embed"].shape == (512, 8) and config.tie_word_embeddings and config.qkv_bias
@@ -158,7 +158,7 @@ def test_the_random_qwen2_is_a_whole_model_directory(tmp_path, mesh, capsys):
 def test_tokenizer_and_generation_settings_are_written(tmp_path, mesh):
     from transformers import AutoTokenizer
 
-    tokenizer = random_qwen2().make_tokenizer(300)
+    tokenizer = random_model().make_tokenizer(300)
     config = dataclasses.replace(LLAMA, vocab_size=300)  # of type qwen2 transformers would take another pre-tokenizer
     generation = {"eos_token_id": [299, 297], "temperature": 0.5}
     params = randomized(config, mesh)

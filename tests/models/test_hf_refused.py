@@ -19,7 +19,7 @@ from small_models import TINY, randomized
 from grpo_jax.models.folder import ModelFolderError
 from grpo_jax.models.hf import load_params, read_config, save_params
 from launch.train import main
-from tests.make_random_qwen2 import main as make_random_qwen2
+from tests.make_random_model import main as make_random_model
 
 INDEX = "model.safetensors.index.json"
 CODE = "open(__import__('os').environ['CANARY'], 'w')"  # what a directory would like to run
@@ -440,7 +440,7 @@ def qwen2(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "qwen2"
     sizes = {"vocab": 300, "hidden": 16, "layers": 1, "heads": 4, "kv-heads": 2, "head-dim": 4, "mlp": 16}
     flags = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
-    make_random_qwen2([str(folder), "--untied", *flags])
+    make_random_model([str(folder), "--untied", *flags])
     return folder
 
 

@@ -15,7 +15,7 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.hf import load_params, read_config
 from grpo_jax.models.logprobs import sequence_logprobs
 from grpo_jax.types import Sequences
-from tests.make_random_qwen2 import main as make_random_qwen2
+from tests.make_random_model import main as make_random_model
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "gsm8k_qwen2.5_0.5b.yaml"
 
@@ -45,7 +45,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def qwen2(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "qwen2"
-    make_random_qwen2([str(folder), "--hidden", "32", "--layers", "2", "--mlp", "48", "--head-dim", "8"])
+    make_random_model([str(folder), "--hidden", "32", "--layers", "2", "--mlp", "48", "--head-dim", "8"])
     return folder
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from small_runs import EVALUATION, assert_well_said, interrupted_after, launched, write_settings
 
 from grpo_jax.stages import rl
-from tests.make_random_qwen2 import main as make_random_qwen2
+from tests.make_random_model import main as make_random_model
 
 ROW = '{"question": "1+1=", "answer": "2"}\n'
 
@@ -158,6 +158,11 @@ CASES = [
         ("output_dir", "Not a directory", "--output_dir"),
         flags=("--output_dir", "FOLDER/run.yaml/run"),
     ),
+    Case(
+        "a tokenizer that no export can carry",
+        ("model.architecture.qkv_bias", "one token a character", "model.tokenizer_name_or_path"),
+        {"model": {"architecture": {"hidden_size": 16, "qkv_bias": True}}},
+    ),
     Case("no weights", ("no weights", "model.safetensors"), qwen()),
     Case("weights cut short", ("model.safetensors", "not a whole safetensors file", "download it again"), qwen()),
     Case("weights only as pickle", ("pytorch_model.bin", "pickle", "never opened", "convert"), qwen()),
@@ -179,7 +184,7 @@ def model(tmp_path_factory):
     """A whole random Qwen2 directory."""
     folder = tmp_path_factory.mktemp("model") / "qwen2"
     sizes = {"vocab": 300, "hidden": 16, "layers": 1, "heads": 4, "kv-heads": 2, "head-dim": 4, "mlp": 16}
-    make_random_qwen2([str(folder), *(word for name, size in sizes.items() for word in (f"--{name}", str(size)))])
+    make_random_model([str(folder), *(word for name, size in sizes.items() for word in (f"--{name}", str(size)))])
     return folder
 
 

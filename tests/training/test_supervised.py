@@ -16,7 +16,7 @@ from grpo_jax.training.state import abstract_state, create_state, state_sharding
 from grpo_jax.training.step import MicrobatchError
 from grpo_jax.training.supervised import supervised_loss, supervised_step
 from tests import tiny
-from tests.make_random_qwen2 import make_tokenizer
+from tests.make_random_model import make_tokenizer
 
 VOCABULARY = 320
 MODEL = {"vocab_size": VOCABULARY, "num_layers": 1}
