@@ -14,7 +14,9 @@ from grpo_jax.configure.documents import ConfigError, Key, dotted, read, tree_of
 MAY_CHANGE = frozenset(
     {
         "batch_prompts",
+        "decode_rows",
         "eval_steps",
+        "experts_kernel",
         "head_chunk",
         "logging_steps",
         "max_logprob_gap",
@@ -28,7 +30,6 @@ MAY_CHANGE = frozenset(
         "save_steps",
         "save_total_limit",
         "scan_layers",
-        "experts_kernel",
     }
 )
 """Keys and sections that change where and how a run computes, what it reports and when it gives up."""

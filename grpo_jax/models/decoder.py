@@ -101,8 +101,9 @@ class DecoderConfig:
     @property
     def longest(self) -> int:
         """Positions that mean something to the model: what it was made for, or what its scaling stretches that to."""
-        stretched = (self.rope.factor or 1) * (self.rope.original_max_position_embeddings or 0)
-        return max(self.max_positions, int(stretched))
+        if self.rope.rope_type not in ("llama3", "yarn"):
+            return self.max_positions
+        return max(self.max_positions, int(self.rope.factor * self.rope.original_max_position_embeddings))
 
 
 CHOICES = {

@@ -16,13 +16,15 @@ from grpo_jax.models.weights import WeightFiles
 
 PLACES, NUMBERS = 4, 64  # places of a tensor that are read, and numbers at each
 ABOUT_ITSELF = ("_name_or_path", "transformers_version")
+OF_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 DIGITS = 16
 
 
 def model_fingerprint(path: str | Path) -> dict[str, str]:
     """`{"weights": ..., "config": ..., "tokenizer": ...}` of a model directory or hub name, as short digests.
 
-    Training changes nearly all numbers, so that a sample tells; files may be cut into other shards.
+    Training changes nearly all numbers, so a sample tells; files may be cut into other shards. With the config goes
+    what ends a completion, with the tokenizer the template of its prompts.
     """
     folder = find_folder(path)
     files = WeightFiles(folder)
@@ -32,9 +34,11 @@ def model_fingerprint(path: str | Path) -> dict[str, str]:
         for place in _places(files.shape(name)):
             weights.update(files.read(name, place).tobytes())
     settings = {key: value for key, value in read_json(folder / "config.json").items() if key not in ABOUT_ITSELF}
-    texts = {"config": json.dumps(settings, sort_keys=True).encode()}
-    if (tokenizer := folder / "tokenizer.json").is_file():
-        texts["tokenizer"] = tokenizer.read_bytes()
+    generation = folder / "generation_config.json"
+    ends = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    texts = {"config": json.dumps([settings, ends if isinstance(ends, list) else [ends]], sort_keys=True).encode()}
+    if tokenizer := [folder / name for name in OF_TOKENIZER if (folder / name).is_file()]:
+        texts["tokenizer"] = b"\0".join(path.read_bytes() for path in tokenizer)
     digests = {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
     return {name: digest[:DIGITS] for name, digest in ({"weights": weights.hexdigest()} | digests).items()}
 

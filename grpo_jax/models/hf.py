@@ -90,7 +90,8 @@ def _check_raw(where: Path, raw: Mapping[str, Any]) -> None:
             f"remove the key if the weights are of a known family ({known})"
         )
     if raw.get("model_type") not in family_names():
-        raise ModelFolderError(f"{where}: model_type {raw.get('model_type')!r} is unknown; there are {known}")
+        why = families.REMEDIES.get(str(raw.get("model_type")), f"is unknown; there are {known}")
+        raise ModelFolderError(f"{where}: model_type {raw.get('model_type')!r} {why}")
     if raw.get("quantization_config"):
         raise ModelFolderError(f"{where}: quantization_config is set; give the model before quantization")
     for key, (least, most) in SIZES.items():

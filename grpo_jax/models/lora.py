@@ -63,7 +63,8 @@ def choose_targets(patterns: Sequence[str], *, experts: bool) -> tuple[str, ...]
     if routed := [name for name in found if name in of_experts]:
         raise LoraError(
             f"{', '.join(patterns)} matches {', '.join(routed)}, which every expert of this model has one of and "
-            f"which have no adapters; there are {', '.join(name for name in names if name not in of_experts)}"
+            f"which have no adapters; there are {', '.join(name for name in names if name not in of_experts)}: set "
+            "model.lora.targets to '[qkvo]_proj'"
         )
     return tuple(name.removesuffix(SUFFIX) for name in found)
 

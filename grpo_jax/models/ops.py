@@ -145,7 +145,7 @@ def matmul(x: Array, w: Array, inputs: int = 1) -> Array:
 def linear(layer: dict[str, Any], name: str, x: Array, config: DecoderConfig, *, inputs: int = 1) -> Array:
     """`x w`, and where the layer has an adapter for it, `+ scale (x a^T) b` beside.
 
-    The adapter is never added into the weight: its small products keep all their bits (arXiv:2106.09685).
+    The adapter is never added into the weight, where what is small beside it would be rounded away (arXiv:2106.09685).
     """
     y = matmul(x, layer[name], inputs)
     if name in layer.get("lora", ()):

@@ -38,6 +38,7 @@ from grpo_jax.training.manifest import CheckpointError
 from grpo_jax.training.storage import LOCK, claim
 
 TRAINING = {"sft": sft, "rl": rl}
+EXPORTS = "exports.json"
 
 
 def run(command: Command, workers: Workers) -> None:
@@ -152,14 +153,30 @@ def run_sections(run: Run, wanted: Collection[str], prepared: Mapping[str, Any])
 def write_policy(run: Run, weights: Weights) -> None:
     """Write what was trained for other programs, once: a Hugging Face directory, or the adapters as PEFT's."""
     config, lora = run.model.config, run.model.config.lora
-    path = run.directory / ("adapter" if lora else "hf")
+    path = export_path(run, weights, "adapter" if lora else "hf")
     if not agree(path.exists()):
         if lora:
             export_adapters(weights.params(), run.config, config, run.tokenizer, path)
         else:
             export(weights.params(), config, run.tokenizer, run.eos_ids, path)
+        if is_primary():
+            write_atomically(run.directory / EXPORTS, json.dumps(exports(run) | {path.name: weights.origin}) + "\n")
     of = f"a PEFT adapter of {run.config.model.model_name_or_path}" if lora else "a Hugging Face directory"
     run.note(f"policy: {path} ({of})")
+
+
+def exports(run: Run) -> dict[str, str]:
+    """The directories that were written for other programs, and the weights that each holds."""
+    path = run.directory / EXPORTS
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def export_path(run: Run, weights: Weights, name: str) -> Path:
+    """Where the present weights belong: under `name`, or beside it where that holds those of another stage or step."""
+    stage = f"{name}_{weights.stage}_{run.finished_step(weights.stage)}"
+    path = run.directory / name
+    ours = not path.exists() or exports(run).get(name) == weights.origin
+    return path if agree(ours) else run.directory / stage
 
 
 class Weights:

@@ -24,7 +24,6 @@ from grpo_jax.models.lora import (
     Lora,
     LoraError,
     abstract_adapters,
-    attach,
     choose_targets,
     count_adapters,
     init_adapters,
@@ -148,11 +147,6 @@ def abstract_frozen(decoder: DecoderConfig, mesh: Mesh) -> Any | None:
     if decoder.lora is None:
         return None
     return with_matrices_in(abstract_params(decoder, mesh), decoder.compute_dtype)
-
-
-def abstract_policy(decoder: DecoderConfig, mesh: Mesh) -> Any:
-    """Types, shapes and shardings of the parameters that sampler and scoring take."""
-    return attach(abstract_frozen(decoder, mesh), abstract(decoder, mesh))
 
 
 def describe_adapters(decoder: DecoderConfig) -> str:

@@ -31,7 +31,8 @@ from grpo_jax.reporting.metrics import MetricsWriter, read_metrics
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.rollouts import drop_rollouts_after
 from grpo_jax.rewards.reward import Reward, check_rewards, load_rewards
-from grpo_jax.sharding import agree
+from grpo_jax.sampler.sample import decode_parts
+from grpo_jax.sharding import agree, batch_shards
 from grpo_jax.stages.judging import Judged, judge
 from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.programs import RLPrograms, compiled, rl_programs
@@ -83,7 +84,9 @@ def prepare(run: Run) -> Prepared:
     algorithm = find("algorithms", c.algorithm.kind).build(c.algorithm)
     length = run.config.prompt.max_prompt_length + c.sampling.max_completion_length
     run.check_length("prompt.max_prompt_length + rl.sampling.max_completion_length", length)
-    group_cuts(c.prompts_per_step, c.num_generations, c.microbatches, rows=algorithm.rows)
+    cut = group_cuts(c.prompts_per_step, c.num_generations, c.microbatches, rows=algorithm.rows)
+    run.check_batch(f"each of {c.microbatches} rl.microbatches", c.prompts_per_step * cut // c.microbatches)
+    decode_parts(c.prompts_per_step, c.num_generations, c.decode_rows, shards=batch_shards(run.mesh))
     rewards = load_rewards(c.rewards)
     check_rewards(rewards, run.workers)
     problems = load_answered(run, c.source)

@@ -39,6 +39,7 @@ def prepare(run: Run) -> Prepared:
             f"sft.microbatches: {c.batch_size} rows cannot be cut into {c.microbatches} equal parts; "
             f"choose a divisor of sft.batch_size"
         )
+    run.check_batch(f"each of {c.microbatches} sft.microbatches", c.batch_size // c.microbatches)
     problems = read_source(run, c.source)
     examples = demonstrations(problems, run.config.prompt, run.tokenizer, run.eos_ids)
     examples = fit(examples, c.max_length, c.overlong_examples, run.note)

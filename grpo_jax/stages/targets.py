@@ -3,9 +3,8 @@
 TPUs: the real compiler, on a topology by its name; it comes with libtpu. GPUs: the real compiler too, which needs the
 `cuda` extra and no GPU. Without it fake CPU devices take their place; the layout of parameters, batches and caches is
 the same, but the CPU compiler holds more temporaries: it multiplies bfloat16 in float32 and fuses less. In what was
-compared (0.5B and 7B, on 1, 8 and 32 devices) they were 1.05 to 1.4 times a GPU's in sampling, 1.2 to 2.9 times
-elsewhere, and a float32 model's as well, so that no factor of types would mend them: the figure is an upper bound. The
-compilers of GPUs and TPUs were within 7 % of each other.
+compared (0.5B and 7B and a mixture of experts, on 1, 8 and 32 devices) they were 1.05 to 2.9 times a GPU's, a float32
+model's as well, so that no factor of types would mend them: the figure is an upper bound.
 """
 
 from __future__ import annotations

@@ -45,6 +45,13 @@ def test_parameter_count_of_a_known_model():
     assert count(half_billion) == 494_032_768  # Qwen2.5-0.5B
 
 
+def test_positions_are_those_of_the_scaling():
+    yarn = Rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=2048)
+    linear = Rope(rope_type="linear", factor=4.0)
+    lengths = [dataclasses.replace(TINY, rope=rope).longest for rope in (Rope(), linear, yarn)]
+    assert lengths == [4096, 4096, 8192]
+
+
 def test_architecture_section_becomes_a_decoder():
     config = from_architecture(ArchitectureConfig(qkv_bias=True), vocab_size=20, max_positions=64, remat="full")
     assert (config.num_layers, config.mlp_size, config.qkv_bias, config.max_positions) == (2, 192, True, 64)

@@ -31,9 +31,11 @@ from forms import (
 from small_models import randomized
 
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.folder import ModelFolderError
 from grpo_jax.models.hf import load_params, read_config, save_params
 from grpo_jax.models.rope import frequencies
 from grpo_jax.types import Sequences
+from tests.make_random_model import make_tokenizer
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -165,6 +167,31 @@ def test_import_of_theirs(case, mesh, tmp_path):
     in_torch(folder).save_pretrained(tmp_path / "m", max_shard_size="9KB")
     assert read_config(tmp_path / "m") == config
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "m", config, mesh), params)
+
+
+def test_the_remedy_for_a_model_with_a_vision_tower(tmp_path, mesh):
+    """The refusal of a multimodal Gemma 3 says how to come to its text model; that is run as it stands there."""
+    text_only = tmp_path / "text"
+    text = awkward_models.hf_config("gemma3_text, two ropes, window 5")
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
+    tokens = {"image_token_index": 36, "boi_token_index": 35, "eoi_token_index": 34, "mm_tokens_per_image": 4}
+    whole = transformers.Gemma3Config(text_config=text, vision_config=vision, **tokens)
+    transformers.Gemma3ForConditionalGeneration(whole).to(torch.bfloat16).save_pretrained(tmp_path / "whole")
+    make_tokenizer(300).save_pretrained(tmp_path / "whole")
+    with pytest.raises(ModelFolderError, match="model_type 'gemma3' has a vision tower") as refused:
+        read_config(tmp_path / "whole")
+    recipe = str(refused.value).partition("give that: ")[2]
+    names = ("AutoModelForCausalLM", "AutoTokenizer", "Gemma3ForCausalLM")
+    exec(recipe, {name: getattr(transformers, name) for name in names} | {"PATH": tmp_path / "whole", "OUT": text_only})
+    config = read_config(text_only)
+    params = load_params(text_only, config, mesh)
+    _, _, sequences = batch(config.vocab_size - 3)
+    with torch.no_grad():
+        expected = torch_logits(in_torch(tmp_path / "whole"), sequences).numpy()
+    got = plain(Decoder(config), params, sequences)
+    assert largest(got, expected, np.asarray(sequences.segments) > 0) <= BOUND
+    assert (text_only / "tokenizer.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["LLAMA3", "YARN", "YARN_BY_HAND", "LINEAR", "PLAIN"])

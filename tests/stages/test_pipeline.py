@@ -37,6 +37,22 @@ def test_a_report_that_fails_hides_nothing(tmp_path, workers, capsys):
     assert "report: could not be written: no space left" in capsys.readouterr().out
 
 
+def test_an_export_is_of_the_weights_that_it_is_said_to_be_of(tmp_path, workers, capsys):
+    """A stage that is added to a finished run does not hide behind the export of the one before."""
+    directory = tmp_path / "run"
+    run(write_settings(tmp_path / "sft.yaml", rl=None), directory, workers)
+    first = (directory / "hf" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    run(write_settings(tmp_path / "both.yaml"), directory, workers)
+    said = capsys.readouterr().out
+    later = directory / "hf_rl_4"
+    assert f"policy: {later} " in said and (directory / "hf" / "model.safetensors").read_bytes() == first
+    assert (later / "model.safetensors").read_bytes() != first
+    assert json.loads((directory / "exports.json").read_text()) == {"hf": "sft, step 4", "hf_rl_4": "rl, step 4"}
+    run(tmp_path / "both.yaml", directory, workers)
+    assert f"policy: {later} " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [

@@ -140,6 +140,18 @@ CASES = [
         flags=("--rl.microbatches", "3"),
     ),
     Case(
+        "micro-batches that the mesh does not divide",
+        ("each of 4 rl.microbatches", "2 rows", "8 batch shards", "choose 8"),
+        {"sft": None, "model": {"architecture": {"hidden_size": 16}}},
+        ("--rl.prompts_per_step", "8", "--rl.microbatches", "4"),
+        all_devices=True,
+    ),
+    Case(
+        "rows that do not divide",
+        ("decode_rows", "3 rows", "4 prompts of 4", "choose one of 4"),
+        flags=("--rl.decode_rows", "3"),
+    ),
+    Case(
         "a group of one", ("rl.num_generations", "1", "greater than or equal to 2"), flags=("--rl.num_generations", "1")
     ),
     Case(

@@ -30,6 +30,12 @@ def decoder_config(hf: Any, **options: Any) -> DecoderConfig:
         raise ModelFolderError(f"mlp_only_layers is {hf.mlp_only_layers}; only [] is computed: experts in all layers")
     if hf.decoder_sparse_step != 1:
         raise ModelFolderError(f"decoder_sparse_step is {hf.decoder_sparse_step}; only 1: experts in all layers")
+    kinds = set(getattr(hf, "layer_types", None) or ())
+    if kinds and kinds != {"sliding_attention" if hf.sliding_window else "full_attention"}:
+        raise ModelFolderError(
+            f"layer_types holds {', '.join(sorted(kinds))} with sliding_window {hf.sliding_window}; in a qwen3_moe all "
+            "layers have the window or none, remove the key or give the model_type that the weights are of"
+        )
     fields = llama.common_fields(hf) | llama.bias_fields(hf) | {"mlp_size": hf.moe_intermediate_size}
     return DecoderConfig(
         **fields,
