@@ -1,6 +1,8 @@
 """Tests run on eight fake CPU devices, with compiled programs kept between runs."""
 
+import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +17,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+MOST_MAPS = 20_000  # memory maps; Linux gives a process 65,530, and every compiled program takes some
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_do_not_pile_up():
+    """Let go of compiled programs after a module, before the process has so many that the next one cannot be mapped."""
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.is_file() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -188,7 +188,7 @@ def run_source(
         decoder = open_decoder(config, tokenizer, read_decoder_config(config)).config
     except ModelFolderError as error:
         raise ModelFolderError(
-            f"{error}\n(the base model of the run, model.model_name_or_path in {root / 'config.yaml'}; "
+            f"{error} (the base model of the run, model.model_name_or_path in {root / 'config.yaml'}; "
             "--model says where it lies now)"
         ) from error
     checkpoint = checkpoints.directory / str(step)

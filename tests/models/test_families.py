@@ -30,7 +30,10 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.folder import ModelFolderError
 from grpo_jax.models.hf import family_names, load_params, read_config
 from grpo_jax.models.parameters import abstract_params, parameter_table
+from grpo_jax.sampler.draw import Distribution
+from grpo_jax.sampler.sample import Sampling, sample
 from grpo_jax.sharding import make_mesh, named
+from grpo_jax.types import Prompts
 from tests.make_random_model import FAMILIES
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -240,11 +243,33 @@ def test_golden_logits(family, layers, mesh):
     assert largest(plain(Decoder(config), params, sequences), expected, real) <= 1e-4
 
 
+@pytest.fixture
+def quick():
+    """Programs that compile in half the time; test_parity.py has them as they are."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("family", family_names())
+def test_greedy_completions(family, mesh, quick):
+    """As transformers' `generate` has them, by the sampler: prompts shared, windows and soft caps in its loop."""
+    config, sequences, _ = golden(family)
+    expected = np.load(GOLDEN / "models_logits.npz")[f"{family}_greedy"]
+    prompts = Prompts(sequences, jnp.arange(len(expected)))
+    settings = Sampling(Distribution(temperature=0.0), 2, expected.shape[1], eos_ids=(29, 5), pad_id=0)
+    params = load_params(GOLDEN / f"models_{family}", config, mesh)
+    run = jax.jit(
+        lambda params, prompts: sample(Decoder(config), params, prompts, jax.random.key(0), sampling=settings)
+    )
+    np.testing.assert_array_equal(run(params, prompts).completions.tokens, np.repeat(expected, 2, axis=0))
+
+
 FIRST = {fields["model_type"]: name for name, fields in reversed(awkward_models.CASES.items())}
 
 
 @pytest.mark.parametrize("family", family_names())
-def test_all_forms_are_one(family, mesh):
+def test_all_forms_are_one(family, mesh, quick):
     """Cached and on a prefix, as the sampler has it with layers in a loop, and packed, as the trainer has it."""
     config = awkward_models.decoder_config(FIRST[family])
     scan, loop = (Decoder(dataclasses.replace(config, scan_layers=scan)) for scan in (True, False))
@@ -272,7 +297,7 @@ WAYS = [(family, "auto") for family in family_names()] + [("qwen3_moe", "ragged"
 
 
 @pytest.mark.parametrize(("family", "kernel"), WAYS)
-def test_a_mesh_changes_nothing(family, kernel, mesh):
+def test_a_mesh_changes_nothing(family, kernel, mesh, quick):
     config = even(awkward_models.decoder_config(FIRST[family], experts_kernel=kernel))
     params = randomized(config, mesh)
     model = Decoder(config)

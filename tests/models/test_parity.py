@@ -9,6 +9,7 @@ transformers' in bfloat16, and of either to ours in float32.
 """
 
 import dataclasses
+from functools import partial
 
 import awkward_models
 import jax
@@ -167,6 +168,32 @@ def test_import_of_theirs(case, mesh, tmp_path):
     in_torch(folder).save_pretrained(tmp_path / "m", max_shard_size="9KB")
     assert read_config(tmp_path / "m") == config
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "m", config, mesh), params)
+
+
+@pytest.mark.parametrize("name", {fields["model_type"]: name for name, fields in awkward_models.CASES.items()}.values())
+def test_scalar_head(name, tmp_path, mesh):
+    """A reward model of each family is a sequence classifier there, with every tensor in its place."""
+    config = awkward_models.decoder_config(name, head="scalar")
+    params = randomized(config, mesh)
+    folder = save_params(params, config, None, tmp_path / "m")
+    theirs, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager", experts_implementation="eager"
+    )
+    assert not any(report.values()), report
+    _, _, whole = batch(config.vocab_size)
+    mask, positions = (torch.tensor(np.asarray(x)).long() for x in (whole.segments > 0, whole.positions))
+    with torch.no_grad():
+        states = theirs.model(
+            torch.tensor(np.asarray(whole.tokens)).long(), attention_mask=mask, position_ids=positions
+        )
+        expected = theirs.score(states.last_hidden_state)[..., 0]
+    got = scores(Decoder(config), params, whole)
+    assert largest(got, expected, np.asarray(whole.segments) > 0) <= BOUND
+
+
+@partial(jax.jit, static_argnums=0)
+def scores(model, params, whole):
+    return model.apply({"params": params}, whole)[0]
 
 
 def test_the_remedy_for_a_model_with_a_vision_tower(tmp_path, mesh):
