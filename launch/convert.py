@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
-from typing import NoReturn
 
-from grpo_jax.configure import ConfigError
+from grpo_jax.configure.flags import Parser, in_bytes
 from grpo_jax.reporting.exits import explain
 
-UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 DTYPES = ("float32", "bfloat16")
 TO_HF = """\
 RUN is an output_dir of launch/train.py, RUN/STAGE, RUN/STAGE/checkpoints/STEP, or what from-hf has made. The run may
@@ -27,13 +24,6 @@ text of the run exactly the same."""
 FROM_HF = """\
 Makes a directory for --model.model_name_or_path whose weights are a checkpoint: each host reads its part, in parallel,
 and every byte has a digest. What is written is loaded again and compared bit for bit."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors are raised, and printed as all others are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; {self.prog} --help shows what there is")
 
 
 def main(argv: list[str]) -> int:
@@ -67,14 +57,6 @@ def parser() -> Parser:
     for command in (to_hf, from_hf):
         command.add_argument("--debug", action="store_true", help="show the traceback of every error")
     return top
-
-
-def in_bytes(text: str) -> int:
-    """A size such as 5GB, 500MiB or 1000000; raises `ArgumentTypeError`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in UNITS or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 5GB, 500MB or 2GiB")
-    return int(float(match[1]) * UNITS[match[2]])
 
 
 def run(options: argparse.Namespace) -> None:

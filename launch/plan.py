@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import NoReturn
 
 from grpo_jax.configure import Command, ConfigError, load
+from grpo_jax.configure.flags import Parser, device_memory
 from grpo_jax.reporting.exits import explain
 
 PROG = "launch/plan.py"
@@ -28,13 +28,6 @@ ENVIRONMENT = {
 }
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TRANSFORMERS_VERBOSITY": "error"}
 FAKE = 8  # times the devices asked for: more may be the remedy
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors are raised, and printed as all others are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; {self.prog} --help shows what there is")
 
 
 def main(argv: list[str]) -> int:
@@ -61,7 +54,8 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     top.add_argument("--devices", type=int, default=1, metavar="8", help="GPUs (default: 1)")
-    top.add_argument("--device-memory", "--device_memory", metavar="80GB", help="of each (default: a TPU's own, 80GB)")
+    names = ("--device-memory", "--device_memory")
+    top.add_argument(*names, type=device_memory, metavar="80GB", help="of each (default: a TPU's own, 80GB)")
     top.add_argument("--topology", metavar="v5e:4x8", help="TPUs instead of GPUs, by the name of their topology")
     top.add_argument("--json", action="store_true", help="print the plan for programs, bytes and operations a device")
     return top
@@ -78,14 +72,13 @@ def run(options: argparse.Namespace, command: Command) -> None:
 
     jax.config.update("jax_num_cpu_devices", FAKE * options.devices)
     from grpo_jax.stages.plan_command import Request, plan
-    from grpo_jax.stages.targets import in_bytes
 
     plan(
         Request(
             config=command.config,
             only=command.only,
             devices=options.devices,
-            memory=in_bytes(options.device_memory) if options.device_memory else None,
+            memory=options.device_memory,
             topology=options.topology,
             as_json=options.json,
         )

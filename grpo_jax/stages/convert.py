@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from grpo_jax.data.encoding import TokenizerError
 from grpo_jax.data.tokenizer import eos_ids, load_tokenizer
 from grpo_jax.models.decoder import DecoderConfig
-from grpo_jax.models.hf import load_params, read_config, save_params
+from grpo_jax.models.hf import load_params, read_config
 from grpo_jax.models.lora import attach, count_adapters, merge
 from grpo_jax.models.parameters import count
 from grpo_jax.models.peft import check_adapters, load_adapters
@@ -37,7 +37,7 @@ from grpo_jax.stages.convert_place import (
     writing,
 )
 from grpo_jax.stages.convert_source import ConvertError, Source, find_source, locate, plain
-from grpo_jax.stages.policy import abstract, export_adapters
+from grpo_jax.stages.policy import abstract, export_adapters, export_weights
 from grpo_jax.training.manifest import CheckpointError
 from grpo_jax.training.storage import entries
 
@@ -207,9 +207,8 @@ def write(job: Job, params: Any, path: Path) -> None:
     if job.adapters:
         export_adapters(params["lora"], source.config, source.decoder, source.tokenizer, path)
     else:
-        ids = {"eos_token_id": list(source.ends), "pad_token_id": source.tokenizer.pad_token_id}
-        options = {"dtype": job.dtype, "max_shard_bytes": job.max_shard_bytes, "generation_config": ids}
-        save_params(params, job.decoder, source.tokenizer, path, **options)
+        options = {"dtype": job.dtype, "max_shard_bytes": job.max_shard_bytes}
+        export_weights(params, job.decoder, source.tokenizer, source.ends, path, **options)
     copy_tokenizer(source.tokenizer_files, path)
 
 

@@ -25,8 +25,8 @@ from grpo_jax.stages.policy import (
     check_weights,
     completion_ends,
     describe_adapters,
-    export,
     export_adapters,
+    export_weights,
     initial_params,
     open_decoder,
     open_tokenizer,
@@ -153,14 +153,15 @@ def run_sections(run: Run, wanted: Collection[str], prepared: Mapping[str, Any])
 def write_policy(run: Run, weights: Weights) -> None:
     """Write what was trained for other programs, once: a Hugging Face directory, or the adapters as PEFT's."""
     config, lora = run.model.config, run.model.config.lora
+    origin = weights.origin
     path = export_path(run, weights, "adapter" if lora else "hf")
     if not agree(path.exists()):
         if lora:
             export_adapters(weights.params(), run.config, config, run.tokenizer, path)
         else:
-            export(weights.params(), config, run.tokenizer, run.eos_ids, path)
+            export_weights(weights.params(), config, run.tokenizer, run.eos_ids, path)
         if is_primary():
-            write_atomically(run.directory / EXPORTS, json.dumps(exports(run) | {path.name: weights.origin}) + "\n")
+            write_atomically(run.directory / EXPORTS, json.dumps(exports(run) | {path.name: origin}) + "\n")
     of = f"a PEFT adapter of {run.config.model.model_name_or_path}" if lora else "a Hugging Face directory"
     run.note(f"policy: {path} ({of})")
 
@@ -173,9 +174,9 @@ def exports(run: Run) -> dict[str, str]:
 
 def export_path(run: Run, weights: Weights, name: str) -> Path:
     """Where the present weights belong: under `name`, or beside it where that holds those of another stage or step."""
-    stage = f"{name}_{weights.stage}_{run.finished_step(weights.stage)}"
+    stage, origin = f"{name}_{weights.stage}_{run.finished_step(weights.stage)}", weights.origin
     path = run.directory / name
-    ours = not path.exists() or exports(run).get(name) == weights.origin
+    ours = not path.exists() or exports(run).get(name) == origin
     return path if agree(ours) else run.directory / stage
 
 
@@ -225,10 +226,10 @@ class Weights:
 
 def evaluate_once(run: Run, evaluator: evaluation.Evaluator, weights: Weights, name: str) -> None:
     """Evaluate the present weights, unless the result that is there is of just these."""
-    path = evaluation.result_path(run, name)
-    known = path.is_file() and json.loads(path.read_text())["title"] == weights.origin
+    path, origin = evaluation.result_path(run, name), weights.origin  # an origin is asked of all processes at once
+    known = path.is_file() and json.loads(path.read_text())["title"] == origin
     if not agree(known):
-        evaluation.run_evaluation(evaluator, run.policy(weights.params()), name, weights.origin)
+        evaluation.run_evaluation(evaluator, run.policy(weights.params()), name, origin)
 
 
 def show_evaluations(run: Run) -> None:

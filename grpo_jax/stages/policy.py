@@ -168,10 +168,12 @@ def base_record(config: Config, decoder: DecoderConfig) -> dict[str, Any]:
     return {"base": base, "lora": dataclasses.asdict(decoder.lora) | {"targets": list(decoder.lora.targets)}}
 
 
-def export(params: Any, decoder: DecoderConfig, tokenizer: Any, ends: tuple[int, ...], path: Path) -> None:
-    """Write the policy as a Hugging Face directory, in the type it was computed in."""
+def export_weights(
+    params: Any, decoder: DecoderConfig, tokenizer: Any, ends: tuple[int, ...], path: Path, **options: Any
+) -> None:
+    """Write weights as a Hugging Face directory, in the type they are computed in; `options` as in `save_params`."""
     ids = {"eos_token_id": list(ends), "pad_token_id": tokenizer.pad_token_id}
-    save_params(params, decoder, tokenizer, path, dtype=decoder.dtype, generation_config=ids)
+    save_params(params, decoder, tokenizer, path, **{"dtype": decoder.dtype, "generation_config": ids} | options)
 
 
 def export_adapters(adapters: Any, config: Config, decoder: DecoderConfig, tokenizer: Any, path: Path) -> None:

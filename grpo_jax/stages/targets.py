@@ -9,7 +9,6 @@ model's as well, so that no factor of types would mend them: the figure is an up
 
 from __future__ import annotations
 
-import re
 from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +25,6 @@ TPU_MEMORY = {
     "TPU v6 lite": 32 * GIB,
     "TPU7x": 96 * GIB,
 }
-SIZES = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": GIB}
 # A GPU of compute capability 9.0 (H100) as its compiler wants it described. One of 8.0 (A100) gave the same bytes.
 GPU = """\
 platform_name: "CUDA"
@@ -78,14 +76,6 @@ class Target(NamedTuple):
     def upper_bound(self) -> bool:
         """Whether another compiler than the devices' own gives the figures, and rather too large ones."""
         return self.kind == "cpu"
-
-
-def in_bytes(text: str) -> int:
-    """A size such as 80GB or 40GiB; raises `TargetError`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in SIZES or not 1e6 < float(match[1]) * SIZES[match[2]] < 1e13:
-        raise TargetError(f"--device-memory: {text!r} is no memory of a device; write 80GB or 40GiB")
-    return int(float(match[1]) * SIZES[match[2]])
 
 
 def tpu_target(topology: str, memory: int | None = None) -> Target:

@@ -72,6 +72,21 @@ EVALUATION = {
 }
 
 
+FAMILY_SIZES = {"hidden": 32, "layers": 2, "heads": 4, "kv-heads": 2, "head-dim": 16, "mlp": 48}
+
+
+def two_steps_on(path) -> dict:
+    """The RL section of two small GRPO steps on a file of problems."""
+    return {
+        "source": {"kind": "jsonl", "path": str(path), "limit": 60},
+        "rewards": [{"kind": "accuracy"}, {"kind": "tests.stages.rewards_for_tests"}],
+        "max_steps": 2,
+        "prompts_per_step": 2,
+        "num_generations": 2,
+        "sampling": {"max_completion_length": 6},
+    }
+
+
 def settings(**changes):
     """The settings with changes: sections are merged, None leaves one out."""
     merged = json.loads(json.dumps(SETTINGS))

@@ -29,7 +29,7 @@ from grpo_jax.data.tokenizer import eos_ids, load_tokenizer
 from grpo_jax.models.hf import family_names, load_params, read_config, save_params
 from grpo_jax.models.parameters import init_params
 from grpo_jax.sharding import make_mesh
-from grpo_jax.stages import convert, convert_check, convert_import, convert_place
+from grpo_jax.stages import convert, convert_check, convert_import, convert_place, policy
 from grpo_jax.stages.convert_folder import is_converted, load_model, saved_leaves
 from launch.convert import main
 from tests.make_random_model import main as make_random_model
@@ -209,7 +209,7 @@ def test_text_of_its_own_or_a_passage(base, model):
 def test_what_reads_back_otherwise_is_kept_under_another_name(base, tmp_path, capsys, told):
     """A bit that flips on the disk, a setting, a token: exit 3, the numbers, and nothing under the name asked for."""
     _, run = base
-    save = convert.save_params
+    save = policy.save_params
 
     def flipped(params, *rest, **options):
         path = save(params, *rest, **options)
@@ -234,7 +234,7 @@ def test_what_reads_back_otherwise_is_kept_under_another_name(base, tmp_path, ca
         other_tokenizer: ("for model type llama: ", "does not give text back"),  # the one of qwen2 knows no line breaks
     }
     for number, (change, words) in enumerate(cases.items()):
-        with mock.patch.object(convert, "save_params", change):
+        with mock.patch.object(policy, "save_params", change):
             code, _, message = launched(capsys, "to-hf", run, tmp_path / "out")
         told.append((f"{change.__name__}", code, message.replace(str(tmp_path) + "/", "")))
         assert code == 3

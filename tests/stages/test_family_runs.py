@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import checkpoint, metrics, on_few_devices, rollouts, run, write_settings
+from small_runs import FAMILY_SIZES, checkpoint, metrics, on_few_devices, rollouts, run, two_steps_on, write_settings
 
 from grpo_jax.config import MeshConfig
 from grpo_jax.data.tokenizer import load_tokenizer
@@ -21,21 +21,9 @@ from grpo_jax.types import Sequences
 from tests.make_random_model import FAMILIES
 from tests.make_random_model import main as make_random_model
 
-SIZES = {"hidden": 32, "layers": 2, "heads": 4, "kv-heads": 2, "head-dim": 16, "mlp": 48}
 EVERY_DAY = ("gemma3_text", "olmo2")
 NAMES = [pytest.param(name, marks=[] if name in EVERY_DAY else [pytest.mark.slow]) for name in FAMILIES]
 COLUMNS = ("sampler-trainer", "weights moved", "theirs-ours", "best tokens")
-
-
-def rl(path) -> dict:
-    return {
-        "source": {"kind": "jsonl", "path": str(path), "limit": 60},
-        "rewards": [{"kind": "accuracy"}, {"kind": "tests.stages.rewards_for_tests"}],
-        "max_steps": 2,
-        "prompts_per_step": 2,
-        "num_generations": 2,
-        "sampling": {"max_completion_length": 6},
-    }
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +39,13 @@ def table():
 @pytest.mark.parametrize("family", NAMES)
 def test_two_steps_and_the_export_in_transformers(family, shared, tmp_path, workers, table):
     start, exported = tmp_path / "start", tmp_path / "run" / "hf"
-    make_random_model([str(start), "--family", family, *(f"--{name}={size}" for name, size in SIZES.items())])
+    make_random_model([str(start), "--family", family, *(f"--{name}={size}" for name, size in FAMILY_SIZES.items())])
     file = write_settings(
         tmp_path / "run.yaml",
         model={"architecture": None, "model_name_or_path": str(start)},
         prompt={"max_prompt_length": 160, "overlong_prompts": "drop"},
         sft=None,
-        rl=rl(shared / "data" / "gsm8k" / "train.jsonl"),
+        rl=two_steps_on(shared / "data" / "gsm8k" / "train.jsonl"),
     )
     run(file, tmp_path / "run", workers)
 

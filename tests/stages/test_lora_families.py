@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import checkpoint, metrics, on_few_devices, run, write_settings
+from small_runs import FAMILY_SIZES, checkpoint, metrics, on_few_devices, run, two_steps_on, write_settings
 
 from grpo_jax.config import MeshConfig
 from grpo_jax.data.tokenizer import load_tokenizer
@@ -23,20 +23,8 @@ from grpo_jax.models.peft import load_adapters, read_lora
 from grpo_jax.types import Sequences
 from tests.make_random_model import main as make_random_model
 
-SIZES = {"hidden": 32, "layers": 2, "heads": 4, "kv-heads": 2, "head-dim": 16, "mlp": 48}
 EVERY_DAY = ("qwen2", "qwen3_moe")
 FAMILIES = [pytest.param(f, marks=[] if f in EVERY_DAY else [pytest.mark.slow]) for f in family_names()]
-
-
-def rl(path) -> dict:
-    return {
-        "source": {"kind": "jsonl", "path": str(path), "limit": 60},
-        "rewards": [{"kind": "accuracy"}, {"kind": "tests.stages.rewards_for_tests"}],
-        "max_steps": 2,
-        "prompts_per_step": 2,
-        "num_generations": 2,
-        "sampling": {"max_completion_length": 6},
-    }
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +47,12 @@ def table():
 def test_two_steps_and_the_adapter_in_peft(family, shared, tmp_path, workers, table):
     problems = shared / "data" / "gsm8k" / "train.jsonl"
     base = tmp_path / "base"
-    sizes = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))]
+    sizes = [word for name, size in FAMILY_SIZES.items() for word in (f"--{name}", str(size))]
     make_random_model([str(base), "--family", family, *sizes])
     targets = ["[qkvo]_proj"] if family.endswith("moe") else ["*_proj"]
     model = {"architecture": None, "model_name_or_path": str(base), "lora": {"rank": 4, "targets": targets}}
     prompt = {"max_prompt_length": 160, "overlong_prompts": "drop"}
-    file = write_settings(tmp_path / "run.yaml", model=model, prompt=prompt, sft=None, rl=rl(problems))
+    file = write_settings(tmp_path / "run.yaml", model=model, prompt=prompt, sft=None, rl=two_steps_on(problems))
     run(file, tmp_path / "run", workers)
 
     lines = metrics(tmp_path / "run", "rl")

@@ -1,5 +1,6 @@
 """Plans: their bytes are those of the programs that a run compiles and of its arrays, and what they propose fits."""
 
+import argparse
 import dataclasses
 import importlib.util
 import json
@@ -15,6 +16,7 @@ from small_runs import EVALUATION, quick_compilation, run, write_settings
 
 from grpo_jax.config import MeshConfig
 from grpo_jax.configure import load
+from grpo_jax.configure.flags import device_memory
 from grpo_jax.models.folder import ModelFolderError
 from grpo_jax.reporting.plan_table import show_plan, wide_console
 from grpo_jax.stages import evaluation, plan_command, rl, sft
@@ -22,7 +24,7 @@ from grpo_jax.stages.arithmetic import arithmetic, problems_here
 from grpo_jax.stages.plan import USABLE, Study, open_plan, open_shape
 from grpo_jax.stages.plan_command import PlanError, Request, as_content
 from grpo_jax.stages.remedies import flags, meshes, nearest, with_value
-from grpo_jax.stages.targets import Target, TargetError, gpu_target, in_bytes
+from grpo_jax.stages.targets import Target, gpu_target
 from tests.gpu_worker import QWEN
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -222,10 +224,10 @@ def test_meshes_begin_with_the_configs_own_and_keep_what_is_left_open():
 
 
 def test_sizes():
-    assert in_bytes("80GB") == 80 * 10**9 and in_bytes("40 GiB") == 40 * 2**30
+    assert device_memory("80GB") == 80 * 10**9 and device_memory("40 GiB") == 40 * 2**30
     for wrong in ("80", "much", "-3GB", "0GB"):
-        with pytest.raises(TargetError, match="write 80GB"):
-            in_bytes(wrong)
+        with pytest.raises(argparse.ArgumentTypeError, match=r"write (80GB|5GB)"):
+            device_memory(wrong)
 
 
 def test_a_shape_needs_config_json_alone(tmp_path, monkeypatch):
