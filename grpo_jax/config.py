@@ -97,7 +97,12 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes a layer: nothing, all but matrix products, everything."""
     scan_layers: bool = True
-    """Compile one layer and loop over it in training; the sampler unrolls small models in any case."""
+    """Compile one layer and loop over it in training."""
+    decode_layers: Literal["auto", "scan", "unroll"] = "auto"
+    """The same in the decode loop; `auto`: unrolled up to 8 layers."""
+    decode_weights: Literal["auto", "stored", "joined", "gathered"] = "auto"
+    """The decode loop's own copy of the weights: none, in `dtype` with q, k, v and gate, up joined, and whole on each
+    fsdp shard besides; `auto`: the last of these that takes at most 2 GiB a device. The result is one."""
     experts_kernel: Literal["auto", "dense", "ragged", "blocks"] = "auto"
     """How a mixture of experts is computed; `auto`: dense on CPU, ragged on TPU, blocks on GPU. The result is one."""
     lora: LoraConfig | None = None
@@ -209,6 +214,9 @@ class SamplingConfig:
     """Keep tokens with at least this share of the likeliest token's probability."""
     stop: tuple[str, ...] = ()
     """A completion ends after any of these strings."""
+    cache_block: Count = 0
+    """Slots by which keys and values grow while all rows are decoded at once: only those in use are read. 0: quarters
+    of `max_completion_length` from 512 tokens on, else the whole."""
 
 
 @config
@@ -264,7 +272,7 @@ class RLConfig:
     microbatches: Positive = 1
     """Parts into which an update's rows are split to save memory; the gradient is the same."""
     decode_rows: Count = 0
-    """Rows decoded at once; 0: all of a step's. The tokens are the same."""
+    """Rows decoded at once, refilled from the completions that wait as theirs end; 0: all of a step's. Same tokens."""
     sampling: SamplingConfig = SamplingConfig()
     """How completions are drawn."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -301,6 +309,8 @@ class EvaluationConfig:
     """The k of pass@k and maj@k; none above n."""
     batch_prompts: Positive = 64
     """Prompts decoded at once."""
+    decode_rows: Count = 0
+    """Rows decoded at once, refilled from the completions that wait as theirs end; 0: all of a batch. Same tokens."""
     sampling: SamplingConfig = SamplingConfig()
     """Of the n samples; greedy decoding takes its lengths and stops from here."""
 

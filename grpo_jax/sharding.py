@@ -89,6 +89,17 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[a] for a in RULES["batch"])
 
 
+def mesh_sizes() -> dict[str, int]:
+    """The sizes of the axes of the mesh in context; empty without one."""
+    return dict(jax.sharding.get_abstract_mesh().shape)
+
+
+def shards_in_context() -> int:
+    """The number of batch shards of the mesh in context; 1 without one."""
+    sizes = mesh_sizes()
+    return math.prod(sizes.get(axis, 1) for axis in RULES["batch"])
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pin an activation to the rules inside jit; without a mesh in context it is the identity."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -14,7 +14,10 @@ from grpo_jax.configure.documents import ConfigError, Key, dotted, read, tree_of
 MAY_CHANGE = frozenset(
     {
         "batch_prompts",
+        "cache_block",
+        "decode_layers",
         "decode_rows",
+        "decode_weights",
         "eval_steps",
         "experts_kernel",
         "head_chunk",

@@ -7,6 +7,7 @@ prefix=...)`. The maths is in `ops.py`; here it is only wired up, as a scan over
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from jax import Array
 from grpo_jax.config import ArchitectureConfig
 from grpo_jax.models import ops
 from grpo_jax.models.cache import Cache, advance, stack, unstack
+from grpo_jax.models.decoding import DECODE, WEIGHTS
 from grpo_jax.models.experts import KERNELS
 from grpo_jax.models.lora import Lora
 from grpo_jax.models.ops import KeyValues
@@ -76,6 +78,8 @@ class DecoderConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
     scan_layers: bool = True
+    decode_layers: Literal["auto", "scan", "unroll"] = "auto"  # in the decode loop
+    decode_weights: Literal["auto", "stored", "joined", "gathered"] = "auto"  # as the decode loop holds them
     experts_kernel: Literal["auto", "dense", "ragged", "blocks"] = "auto"  # auto: by the platform of the mesh
 
     def __post_init__(self):
@@ -114,6 +118,8 @@ CHOICES = {
     "dtype": DTYPES,
     "remat": REMAT,
     "experts_kernel": ("auto", *KERNELS),
+    "decode_layers": ("auto", "scan", "unroll"),
+    "decode_weights": ("auto", *WEIGHTS),
 }
 
 
@@ -164,29 +170,36 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, sequences: Sequences, *, cache: Cache | None = None, prefix: Cache | None = None
+        self, sequences: Sequences, *, cache: Cache | None = None, prefix: Cache | Sequence[Cache] | None = None
     ) -> tuple[Array, Cache | None]:
         """Final-normed hidden states [B, T, D], or scores [B, T] f32 of the scalar head, and the new cache.
 
         With `cache` the new tokens are written at `cache.length` and queries look at the whole cache. A
         cache with exactly T slots is taken to be empty: it is filled without a copy, and gradients flow
         through the result. `prefix` is a cache of P rows that is only read: row p is the shared context of
-        rows p*G .. p*G + G-1. Parameters with the key `lora` are a base with adapters (`lora.py`).
+        rows p*G .. p*G + G-1; of several, each has its own number of rows. Parameters with the key `lora` are a base
+        with adapters (`lora.py`), those with `decode` are laid out for a decode loop (`decoding.py`).
         """
         config = self.config
-        params = _declare(self, parameter_table(config))
-        adapters = self.variables["params"].get("lora") if "params" in self.variables else None
-        layers = params["layers"] if adapters is None else {**params["layers"], "lora": adapters}
+        given = self.variables.get("params", {})
+        table = parameter_table(config)
+        params = _declare(self, {name: table[name] for name in table if name != "layers" or DECODE not in given})
+        layers = given[DECODE] if DECODE in given else params["layers"]
+        if "lora" in given:
+            layers = {**layers, "lora": given["lora"]}
+        prefixes = () if prefix is None else (prefix,) if isinstance(prefix, Cache) else tuple(prefix)
         x = jnp.take(params["embed"], sequences.tokens, axis=0).astype(config.compute_dtype)  # [B, T, D]
         if config.embed_scale:
             x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
         # A device looks up its slice of the width for the rows of its whole replica, then slices change places with
         # rows: neither the table nor its gradient is ever gathered.
-        x = constrain(constrain(x, "replica", None, "embed"), "batch", None, None)
+        if DECODE not in given or config.decode_weights != "gathered":
+            x = constrain(x, "replica", None, "embed")
+        x = constrain(x, "batch", None, None)
         if cache is not None:
             cache = advance(cache, sequences)
         run = _scan_layers if config.scan_layers else _loop_layers
-        x, cache = run(config, layers, x, sequences, cache, prefix)
+        x, cache = run(config, layers, x, sequences, cache, prefixes)
         x = ops.rms_norm(x, params["final_norm"], config.rms_norm_eps, offset=config.norm_offset)
         if config.head == "scalar":
             scores = jnp.einsum("btd,do->bto", x, params["score"].astype(x.dtype), preferred_element_type=jnp.float32)
@@ -194,8 +207,8 @@ class Decoder(nn.Module):
         return x, cache
 
 
-def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, prefix: Cache | None):
-    """One layer as a function of (x, weights, own cached (k, v), the prefix's (k, v), window, layer index).
+def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, prefixes: tuple[Cache, ...]):
+    """One layer as a function of (x, weights, own cached (k, v), each prefix's (k, v), window, layer index).
 
     What does not apply is None. With an index, cached keys and values are those of all layers, stacked, and
     are returned so.
@@ -216,17 +229,15 @@ def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, pre
         old = jax.lax.dynamic_update_slice(old, new[None], (index, *start))
         return jax.lax.dynamic_index_in_dim(old, index, keepdims=False), old
 
-    def apply(x, weights, cached, shared, window=None, index=None):
+    def apply(x, weights, cached, shared=(), window=None, index=None):
         def store(k, v):
             kept = (k, v)
             if cached is not None:
                 (k, kept_k), (v, kept_v) = (write(old, new, index) for old, new in zip(cached, (k, v), strict=True))
                 kept = (kept_k, kept_v)
             about = sequences if cache is None else cache
-            blocks = [KeyValues(k, v, about.positions, about.segments)]
-            if shared is not None:
-                blocks.insert(0, KeyValues(*shared, prefix.positions, prefix.segments))
-            return blocks, kept
+            before = [KeyValues(*kv, p.positions, p.segments) for kv, p in zip(shared, prefixes, strict=True)]
+            return [*before, KeyValues(k, v, about.positions, about.segments)], kept
 
         x, kept = ops.decoder_layer(
             x,
@@ -252,10 +263,10 @@ def _windows(config: DecoderConfig) -> Array | None:
     return jnp.array([window or NO_WINDOW for window in config.windows], jnp.int32)
 
 
-def _scan_layers(config, layers, x, sequences, cache, prefix) -> tuple[Array, Cache | None]:
+def _scan_layers(config, layers, x, sequences, cache, prefixes) -> tuple[Array, Cache | None]:
     """Run the layers as one scan: compiled once, whatever their number."""
-    apply = _layer(config, sequences, cache, prefix)
-    shared = None if prefix is None else (stack(prefix).k, stack(prefix).v)
+    apply = _layer(config, sequences, cache, prefixes)
+    shared = tuple((p.k, p.v) for p in map(stack, prefixes))
     if cache is None or cache.size == sequences.tokens.shape[1]:  # keys and values are results, nothing is copied
 
         def step(x, inputs):
@@ -275,20 +286,20 @@ def _scan_layers(config, layers, x, sequences, cache, prefix) -> tuple[Array, Ca
     return x, cache.replace(k=k, v=v)
 
 
-def _loop_layers(config, layers, x, sequences, cache, prefix) -> tuple[Array, Cache | None]:
+def _loop_layers(config, layers, x, sequences, cache, prefixes) -> tuple[Array, Cache | None]:
     """Run the layers one by one: longer to compile, but every layer's cache is an array of its own."""
-    apply = _layer(config, sequences, cache, prefix)
+    apply = _layer(config, sequences, cache, prefixes)
     filled = cache is not None and cache.size > sequences.tokens.shape[1]
     past = unstack(cache) if filled else None
-    shared = None if prefix is None else unstack(prefix)
+    shared = [unstack(p) for p in prefixes]
     windows = _windows(config)
     kept = []
     for l in range(config.num_layers):
         x, pair = apply(
             x,
-            jax.tree.map(lambda leaf, l=l: leaf[l], layers),
+            layers[l] if isinstance(layers, tuple) else jax.tree.map(lambda leaf, l=l: leaf[l], layers),
             None if past is None else (past.k[l], past.v[l]),
-            None if shared is None else (shared.k[l], shared.v[l]),
+            tuple((p.k[l], p.v[l]) for p in shared),
             None if windows is None else windows[l],
         )
         kept.append(pair)

@@ -147,7 +147,11 @@ def linear(layer: dict[str, Any], name: str, x: Array, config: DecoderConfig, *,
 
     The adapter is never added into the weight, where what is small beside it would be rounded away (arXiv:2106.09685).
     """
-    y = matmul(x, layer[name], inputs)
+    return adapted(matmul(x, layer[name], inputs), layer, name, x, config, inputs=inputs)
+
+
+def adapted(y: Array, layer: dict[str, Any], name: str, x: Array, config: DecoderConfig, *, inputs: int = 1) -> Array:
+    """`y`, the product of a projection, with what its adapter adds where the layer has one."""
     if name in layer.get("lora", ()):
         a, b = gathered(layer["lora"][name], name, config)
         low = matmul(x, jnp.moveaxis(a, 0, -1), inputs)  # [B, T, r]
@@ -167,11 +171,30 @@ def gated_mlp(layer: dict[str, Any], x: Array, config: DecoderConfig) -> Array:
             normalize=config.normalize_experts,
             kernel=config.experts_kernel,
         )
-    gate, up = linear(layer, "gate", x, config), linear(layer, "up", x, config)  # [B, T, F]
+    gate, up = _gate_up(layer, x, config)  # [B, T, F]
     if config.mlp_bias:
         gate, up = gate + layer["gate_bias"], up + layer["up_bias"]
     down = linear(layer, "down", activation(gate) * up, config)
     return down + layer["down_bias"] if config.mlp_bias else down
+
+
+def _gate_up(layer: dict[str, Any], x: Array, config: DecoderConfig) -> tuple[Array, Array]:
+    """Both inner products of the mlp, as one where the weights are joined (`decoding.py`)."""
+    if "gate_up" not in layer:
+        return linear(layer, "gate", x, config), linear(layer, "up", x, config)
+    both = jnp.einsum("btd,dcf->btcf", x, layer["gate_up"])
+    return tuple(adapted(both[:, :, i], layer, name, x, config) for i, name in enumerate(("gate", "up")))
+
+
+def _query_key_value(layer: dict[str, Any], x: Array, config: DecoderConfig) -> tuple[Array, Array, Array]:
+    """Queries [B, T, N, H], keys and values [B, T, K, H], by one product where the weights are joined."""
+    if "qkv" not in layer:
+        return tuple(linear(layer, name, x, config) for name in "qkv")
+    all_three = jnp.einsum("btd,dkmh->btkmh", x, layer["qkv"])
+    M = config.num_heads // config.num_kv_heads
+    q = all_three[..., :M, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
+    parts = zip("qkv", (q, all_three[..., M, :], all_three[..., M + 1, :]), strict=True)
+    return tuple(adapted(y, layer, name, x, config) for name, y in parts)
 
 
 def project(
@@ -181,9 +204,8 @@ def project(
 
     Queries and keys are normed before they are rotated where the config says so, by head or over all heads.
     """
-    q = linear(layer, "q", x, config)  # [B, T, N, H]
-    k = jnp.swapaxes(linear(layer, "k", x, config), 1, 2)  # [B, K, T, H]
-    v = jnp.swapaxes(linear(layer, "v", x, config), 1, 2)
+    q, k, v = _query_key_value(layer, x, config)
+    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)  # [B, K, T, H]
     if config.qkv_bias:
         q = q + layer["q_bias"]
         k = k + layer["k_bias"][:, None, :]

@@ -41,7 +41,7 @@ def row_keys(key: Array, index: Array, num_generations: int) -> Array:
 def draw(logits: Array, keys: Array, t: Array, distribution: Distribution) -> tuple[Array, Array]:
     """A token from each row and its log-probability under the distribution really sampled from.
 
-    logits [B, V] f32, keys [B], t [] the token's index -> tokens [B] i32, logprobs [B] f32.
+    logits [B, V] f32, keys [B], t [B] the tokens' indices -> tokens [B] i32, logprobs [B] f32.
     Temperature 0 takes the likeliest token (the first of equals), whose probability is then 1.
     """
     if distribution.temperature == 0:
@@ -51,7 +51,7 @@ def draw(logits: Array, keys: Array, t: Array, distribution: Distribution) -> tu
     logits = top_p(logits, distribution.top_p)
     logits = min_p(logits, distribution.min_p)
     logsumexp = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys)  # [B]
+    uniform = jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t)))(keys, t)  # [B]
     tokens = inverse_cdf(jnp.exp(logits - logsumexp), uniform)
     return tokens, jnp.take_along_axis(logits, tokens[:, None], -1)[:, 0] - logsumexp[:, 0]
 

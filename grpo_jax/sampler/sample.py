@@ -2,149 +2,162 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from grpo_jax.models.cache import Cache, empty_cache, unstack
+from grpo_jax.models.cache import Cache, empty_cache
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.decoding import decode_config, decode_params
 from grpo_jax.models.logprobs import next_token_logits
 from grpo_jax.sampler.draw import Distribution, draw, row_keys
-from grpo_jax.sharding import constrain
+from grpo_jax.sampler.prefill import Prompted, read_prompts
+from grpo_jax.sampler.slots import (
+    Slots,
+    advance_slots,
+    by_completion,
+    lanes_and_rows,
+    most_steps,
+    open_slots,
+    refill,
+    unfinished,
+)
+from grpo_jax.sharding import constrain, mesh_sizes, shards_in_context
 from grpo_jax.types import Prompts, Rollout, Sequences
-
-# A small model's layers are unrolled in the decode loop (a scan reads and writes the whole cache at each token);
-# above this many layers the time to compile outweighs that.
-UNROLLED_LAYERS = 8
 
 
 class Sampling(NamedTuple):
-    """What a completion is: its distribution, its length and how it ends; static."""
+    """What a completion is: its distribution, its length and how it ends; and how it is computed. Static."""
 
     distribution: Distribution
     num_generations: int
     max_completion_length: int
     eos_ids: tuple[int, ...]
     pad_id: int
-
-
-class DecodeError(ValueError):
-    """Rows that cannot be decoded in equal parts of whole groups; the message names the numbers that would do."""
-
-    exit_code = 2
+    decode_rows: int = 0  # rows decoded at once; 0: all
+    cache_block: int = 0  # slots by which the cache grows; 0: chosen by `cache_blocks`
 
 
 class _Decode(NamedTuple):
-    t: Array  # [] i32
-    hidden: Array  # [B, D], the state that predicts token t
-    cache: Cache
-    tokens: Array  # [B, Tc] i32
-    logprobs: Array  # [B, Tc] f32
-    mask: Array  # [B, Tc] bool
-    finished: Array  # [B] bool
+    step: Array  # [] i32
+    slots: Slots
+    present: Prompted | None  # the prompt of each lane, where that changes
+    hidden: Array  # [R*M, D], the state that predicts each row's next token
+    cache: Cache  # of R*M rows
+    tokens: Array  # [steps, R, M] i32, as they were drawn
+    logprobs: Array  # [steps, R, M] f32
 
 
 def sample(model: Decoder, params: Any, prompts: Prompts, key: Array, *, sampling: Sampling) -> Rollout:
     """Draw `num_generations` completions for each prompt.
 
-    prompts [P, Tp], key the step's key -> Rollout of B = P * num_generations rows. The loop ends when every row has
-    ended. `logprobs` are those of the distribution sampled from: with top-k, top-p or min-p they differ from what
-    the trainer scores. Lay `params` out on a mesh and set the mesh in context; the batch is split as the rules say.
+    prompts [P, Tp], key the step's key -> Rollout of B = P * num_generations rows. `decode_rows` of them are decoded at
+    once; a row whose completion has ended begins the next one of its prompt in the same compiled step. The loop ends
+    when every completion has. `logprobs` are those of the distribution sampled from: with top-k, top-p or min-p they
+    differ from what the trainer scores. Lay `params` out on a mesh and set the mesh in context; the batch is split as
+    the rules say. Raises `DecodeError`.
     """
     G, Tc = sampling.num_generations, sampling.max_completion_length
-    P, Tp = prompts.sequences.tokens.shape
-    decoder = _decoder(model)
-    hidden, prefix = model.apply({"params": params}, prompts.sequences, cache=empty_cache(model.config, P, Tp))
-    prefix = prefix if decoder.config.scan_layers else unstack(prefix)
-    keys = row_keys(key, prompts.index, G)  # [B]
-    start = jnp.repeat(prompts.sequences.positions[:, -1] + 1, G)  # [B], the position of token 0
+    P = prompts.index.shape[0]
+    R, M = lanes_and_rows(P, G, sampling.decode_rows, shards=shards_in_context())
+    turns = P // R
+    refills = M < G or turns > 1
+    decoder = model.clone(config=decode_config(model.config, mesh_sizes()))
+    read = read_prompts(model, params, prompts.sequences, turns=turns, unrolled=not decoder.config.scan_layers)
+    weights = decode_params(params, decoder.config)
+    keys = row_keys(key, prompts.index, G).reshape(R, turns * G)
+    steps = most_steps(turns, G, M, Tc)
+    first = read.first()
 
-    def unfinished(state: _Decode) -> Array:
-        return (state.t < Tc) & ~state.finished.all()
-
-    def step(state: _Decode) -> _Decode:
-        logits = next_token_logits(model, params, state.hidden)  # [B, V]
-        drawn, logprobs = draw(logits, keys, state.t, sampling.distribution)
-        chosen = ~state.finished
-        token = jnp.where(chosen, drawn, sampling.pad_id)
-        ended = (token[:, None] == jnp.asarray(sampling.eos_ids, jnp.int32)).any(-1) & chosen
-        one = Sequences(token[:, None], (start + state.t)[:, None], chosen[:, None].astype(jnp.int32))  # [B, 1]
-        hidden, cache = decoder.apply({"params": params}, one, cache=state.cache, prefix=prefix)
-        return _Decode(
-            t=state.t + 1,
-            hidden=hidden[:, 0],
-            cache=cache,
-            tokens=state.tokens.at[:, state.t].set(token),
-            logprobs=state.logprobs.at[:, state.t].set(jnp.where(chosen, logprobs, 0.0)),
-            mask=state.mask.at[:, state.t].set(chosen),
-            finished=state.finished | ended,
+    def fill(state: _Decode) -> _Decode:
+        """Let idle rows begin the completions that wait."""
+        slots, begins = refill(state.slots, state.step, num_generations=G)
+        present = state.present
+        if turns > 1:
+            moved = (slots.prompt != state.slots.prompt).any()
+            present = jax.lax.cond(moved, lambda: read.of(slots.prompt), lambda: state.present)
+        fresh = jnp.repeat((present or first).hidden, M, axis=0)  # [R*M, D]
+        rows = begins.reshape(-1)
+        segments = jnp.where(rows[:, None], 0, state.cache.segments)  # what the row held before is seen no more
+        return state._replace(
+            slots=slots,
+            present=present,
+            hidden=constrain(jnp.where(rows[:, None], fresh, state.hidden), "batch", None),
+            cache=state.cache.replace(segments=segments),
         )
 
-    B = P * G
-    end = jax.lax.while_loop(
-        unfinished,
-        step,
+    def step(state: _Decode, behind: tuple[Cache, ...]) -> _Decode:
+        """One more token for every row; `behind` are the earlier blocks of its keys and values."""
+        slots, present = state.slots, state.present or first
+        logits = next_token_logits(decoder, weights, state.hidden)  # [R*M, V]
+        own_keys = jax.vmap(lambda lane, job: lane[job])(keys, slots.job).reshape(-1)  # [R*M]
+        drawn, logprobs = draw(logits, own_keys, slots.t.reshape(-1), sampling.distribution)
+        chosen = slots.active.reshape(-1)
+        token = jnp.where(chosen, drawn, sampling.pad_id)
+        ends = (token[:, None] == jnp.asarray(sampling.eos_ids, jnp.int32)).any(-1)
+        position = (present.begin[:, None] + slots.t).reshape(-1)
+        one = Sequences(token[:, None], position[:, None], chosen[:, None].astype(jnp.int32))  # [R*M, 1]
+        cache = state.cache.replace(length=state.step % Tc) if refills else state.cache  # with refills it is a ring
+        hidden, cache = decoder.apply({"params": weights}, one, cache=cache, prefix=(present.cache, *behind))
+        state = state._replace(
+            step=state.step + 1,
+            slots=advance_slots(slots, ends.reshape(R, M), limit=Tc),
+            hidden=hidden[:, 0],
+            cache=cache,
+            tokens=state.tokens.at[state.step].set(token.reshape(R, M)),
+            logprobs=state.logprobs.at[state.step].set(logprobs.reshape(R, M)),
+        )
+        return fill(state) if refills else state
+
+    state = fill(
         _Decode(
-            t=jnp.int32(0),
-            hidden=constrain(jnp.repeat(hidden[:, -1], G, axis=0), "batch", None),
-            cache=empty_cache(decoder.config, B, Tc),
-            tokens=jnp.full((B, Tc), sampling.pad_id, jnp.int32),
-            logprobs=jnp.zeros((B, Tc), jnp.float32),
-            mask=jnp.zeros((B, Tc), bool),
-            finished=jnp.zeros((B,), bool),
-        ),
+            step=jnp.int32(0),
+            slots=open_slots(R, M, turns * G),
+            present=first if turns > 1 else None,
+            hidden=constrain(jnp.zeros((R * M, first.hidden.shape[-1]), first.hidden.dtype), "batch", None),
+            cache=empty_cache(decoder.config, R * M, Tc),
+            tokens=jnp.zeros((steps, R, M), jnp.int32),
+            logprobs=jnp.zeros((steps, R, M), jnp.float32),
+        )
     )
-    positions = start[:, None] + jnp.arange(Tc, dtype=jnp.int32)  # [B, Tc]
-    completions = Sequences(end.tokens, positions, end.mask.astype(jnp.int32))
-    return Rollout(prompts, completions, end.mask, end.logprobs, end.finished)
+    if refills:
+        state = jax.lax.while_loop(lambda state: unfinished(state.slots), lambda state: step(state, ()), state)
+    else:
+        state = _in_blocks(state, step, lambda size: empty_cache(decoder.config, R * M, size), sampling)
+    return _rollout(prompts, state, sampling)
 
 
-def decode_parts(prompts: int, num_generations: int, decode_rows: int, *, shards: int = 1) -> int:
-    """Into how many parts a batch of P prompts is cut so that `decode_rows` rows are decoded at once; 0: one part.
+def _in_blocks(state: _Decode, step, cache_of, sampling: Sampling) -> _Decode:
+    """Decode with a cache that grows: a block of slots after the other is filled, and only filled ones are read."""
+    behind, until = (), 0
+    for size in cache_blocks(sampling.max_completion_length, sampling.cache_block):
+        until += size
 
-    A part is of whole groups, equally many on each of the batch shards. Raises `DecodeError` naming what would do.
-    """
-    P, G = prompts, num_generations
-    rows = decode_rows or P * G
-    if P * G % rows == 0 and (rows == P * G or rows % (G * shards) == 0):
-        return P * G // rows
-    fitting = [p * G for p in range(shards, P + 1, shards) if P % p == 0] or [P * G]
-    raise DecodeError(
-        f"decode_rows: {decode_rows} rows are no equal part of {P} prompts of {G} completions in whole groups over "
-        f"{shards} batch shard(s); choose one of {', '.join(map(str, fitting))}, or 0 for all at once"
-    )
+        def unfilled(state: _Decode, until=until) -> Array:
+            return (state.step < until) & unfinished(state.slots)
 
-
-def sample_in_parts(
-    model: Decoder, params: Any, prompts: Prompts, key: Array, *, sampling: Sampling, parts: int
-) -> Rollout:
-    """`sample`, one part of the prompts after the other: the same tokens with the keys and values of a part only.
-
-    Part m takes the prompts m, m + parts, m + 2 parts, ..., so that each device keeps its own rows.
-    """
-    if parts == 1:
-        return sample(model, params, prompts, key, sampling=sampling)
-    P = prompts.index.shape[0]
-
-    def cut(x: Array) -> Array:  # [P, ...] -> [parts, P/parts, ...]
-        return jnp.swapaxes(x.reshape(P // parts, parts, *x.shape[1:]), 0, 1)
-
-    def join(x: Array) -> Array:  # [parts, B/parts, ...] -> [B, ...]
-        x = x.reshape(parts, P // parts, -1, *x.shape[2:])
-        x = jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[3:])
-        return constrain(x, "batch", *(None,) * (x.ndim - 1))
-
-    def part(rows: Prompts) -> Rollout:
-        rows = jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), rows)
-        return sample(model, params, rows, key, sampling=sampling)
-
-    rollout = jax.lax.map(part, jax.tree.map(cut, prompts))
-    return jax.tree.map(join, rollout.replace(prompts=None)).replace(prompts=prompts)
+        state = state._replace(cache=cache_of(size))
+        state = jax.lax.while_loop(unfilled, lambda state, behind=behind: step(state, behind), state)
+        behind = (*behind, state.cache)
+    return state
 
 
-def _decoder(model: Decoder) -> Decoder:
-    unrolled = model.config.num_layers <= UNROLLED_LAYERS
-    return model.clone(config=dataclasses.replace(model.config, scan_layers=not unrolled, remat="none"))
+def cache_blocks(length: int, block: int) -> tuple[int, ...]:
+    """The sizes of the blocks of a cache of `length` slots; `block` 0: quarters from 512 slots on, else the whole."""
+    block = min(block or (-(-length // 4) if length >= 512 else length), length)
+    return tuple(min(block, length - start) for start in range(0, length, block))
+
+
+def _rollout(prompts: Prompts, end: _Decode, sampling: Sampling) -> Rollout:
+    """What was drawn, in the order of the batch."""
+    G, Tc = sampling.num_generations, sampling.max_completion_length
+    mask = jnp.arange(Tc) < end.slots.length.reshape(-1, 1)  # [B, Tc]
+    tokens = jnp.where(mask, by_completion(end.tokens, end.slots, limit=Tc), sampling.pad_id)
+    positions = jnp.repeat(prompts.sequences.positions[:, -1:] + 1, G, axis=0) + jnp.arange(Tc, dtype=jnp.int32)
+    completions = Sequences(tokens, positions, mask.astype(jnp.int32))
+    logprobs = by_completion(end.logprobs, end.slots, limit=Tc)
+    rows = (completions, mask, logprobs, end.slots.ended.reshape(-1))
+    rows = jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), rows)
+    return Rollout(prompts, *rows)

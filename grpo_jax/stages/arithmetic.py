@@ -44,7 +44,7 @@ def _rl_step(c: Config, s: RLConfig, shards: int, problems: int | None) -> dict[
         "step": f"{s.prompts_per_step} prompts x {s.num_generations} completions",
         "rows": rows,
         "rows_a_device": rows // shards,
-        "decode_rows": s.decode_rows or rows,
+        "decode_rows": min(s.decode_rows or rows, rows),
         "microbatches": s.microbatches,
         "updates_a_step": s.num_iterations,
         "tokens_a_step": sampled + read,
@@ -59,6 +59,7 @@ def _evaluation_step(c: Config, s: EvaluationConfig, shards: int, problems: int 
         "step": f"{s.batch_prompts} prompts x {s.num_samples} samples",
         "rows": rows,
         "rows_a_device": rows // shards,
+        "decode_rows": min(s.decode_rows or rows, rows),
         "tokens_a_step": rows * s.sampling.max_completion_length + s.batch_prompts * c.prompt.max_prompt_length,
         "steps": -(-problems // s.batch_prompts) if problems else None,
     }

@@ -23,7 +23,7 @@ def temporaries(decoder: DecoderConfig, work: Work, *, tensor: int) -> float:
     gathered = 2 * _layer_weights(c) * c.compute_dtype.itemsize / tensor
     if w.cache:
         decoded = layer(c, w.rows, 1, w.prompt_length + w.length, tensor)
-        return w.cache + max(prompt, decoded + 3 * logits(c, w.rows, tensor)) + gathered
+        return w.cache + w.weights + max(prompt, decoded + 3 * logits(c, w.rows, tensor)) + gathered
     inside = prompt + layer(c, w.rows, w.length, w.prompt_length + w.length, tensor)
     chunk = 2 * logits(c, w.rows * min(w.chunk, w.length), tensor)
     if not w.gradient:

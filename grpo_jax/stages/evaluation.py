@@ -18,7 +18,8 @@ from grpo_jax.rewards.equivalent import answer_key
 from grpo_jax.rewards.extract import extract_answer
 from grpo_jax.rewards.reward import Reward, RewardError, check_rewards, load_reward
 from grpo_jax.rewards.score import score
-from grpo_jax.sharding import agree, global_to_host, run_key
+from grpo_jax.sampler.slots import lanes_and_rows
+from grpo_jax.sharding import agree, batch_shards, global_to_host, run_key
 from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import load_answered
@@ -42,6 +43,8 @@ def prepare(run: Run) -> Evaluator:
     """Read the held-out problems and check the batch, before device memory is taken."""
     c: EvaluationConfig = run.config.evaluation
     run.check_batch("evaluation.batch_prompts", c.batch_prompts)
+    for n in (1, c.num_samples):  # greedy, and samples
+        lanes_and_rows(c.batch_prompts, n, c.decode_rows, shards=batch_shards(run.mesh))
     length = run.config.prompt.max_prompt_length + c.sampling.max_completion_length
     run.check_length("prompt.max_prompt_length + evaluation.sampling.max_completion_length", length)
     reward = load_reward(c.reward)
@@ -56,8 +59,8 @@ def prepare(run: Run) -> Evaluator:
         run=run,
         problems=problems,
         reward=reward,
-        greedy=sampling_program(run.model, run.sampling(c.sampling, 1, greedy=True)),
-        sampled=sampling_program(run.model, run.sampling(c.sampling, c.num_samples)),
+        greedy=sampling_program(run.model, run.sampling(c.sampling, 1, greedy=True, decode_rows=c.decode_rows)),
+        sampled=sampling_program(run.model, run.sampling(c.sampling, c.num_samples, decode_rows=c.decode_rows)),
     )
 
 

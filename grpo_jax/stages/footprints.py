@@ -19,9 +19,11 @@ from grpo_jax.config import Config, SamplingConfig
 from grpo_jax.configure import find
 from grpo_jax.models.cache import empty_cache
 from grpo_jax.models.decoder import Decoder, DecoderConfig
+from grpo_jax.models.decoding import decode_bytes, decode_config
 from grpo_jax.models.lora import attach
 from grpo_jax.sampler.draw import Distribution
-from grpo_jax.sampler.sample import Sampling, decode_parts
+from grpo_jax.sampler.sample import Sampling, cache_blocks
+from grpo_jax.sampler.slots import lanes_and_rows, most_steps
 from grpo_jax.sharding import batch_shards, named, replicated, run_key
 from grpo_jax.stages.ahead import Ahead, compile_ahead, device_bytes
 from grpo_jax.stages.policy import abstract, abstract_frozen
@@ -54,6 +56,7 @@ class Work(NamedTuple):
     gradient: int = 0  # bytes on a device; 0: a forward pass only
     gradients: int = 1  # in memory at once
     cache: int = 0  # bytes of keys and values that the sampler keeps on a device
+    weights: int = 0  # bytes of the decode loop's own copy of the weights
 
 
 class Phase(NamedTuple):
@@ -101,9 +104,11 @@ class Plant(NamedTuple):
         """The state that the trainer starts from."""
         return abstract_state(self.trained, optimizer, self.mesh)
 
-    def key(self, *more: Hashable, remat: bool = False) -> Hashable:
-        """What every program depends on, and some more; what has no backward pass does not depend on `remat`."""
+    def key(self, *more: Hashable, remat: bool = False, decode: bool = False) -> Hashable:
+        """What every program depends on, and some more; `remat` and decode settings only what has such a part."""
         decoder = self.decoder if remat else dataclasses.replace(self.decoder, remat="none")
+        if not decode:
+            decoder = dataclasses.replace(decoder, decode_layers="auto", decode_weights="auto")
         return (decoder, tuple(self.mesh.shape.items()), self.mesh.devices.flat[0].platform, *more)
 
 
@@ -172,7 +177,7 @@ class _Step(NamedTuple):
 
 def _rl(plant: Plant) -> Iterator[Phase]:
     c = plant.config.rl
-    sampling = abstract_sampling(c.sampling, c.num_generations)
+    sampling = abstract_sampling(c.sampling, c.num_generations, c.decode_rows)
     algorithm = find("algorithms", c.algorithm.kind).build(c.algorithm)
     optimizer = make_optimizer(c.optimizer, c.iterations * c.max_steps * c.num_iterations)
     programs = rl_programs(plant.model, c, sampling, algorithm, optimizer, plant.trained)
@@ -182,18 +187,19 @@ def _rl(plant: Plant) -> Iterator[Phase]:
     trained = device_bytes(plant.trained)
     scored = scoring_work(plant, rows=algorithm.rows)
     gradients = {"gradient": trained, "gradients": 1 if c.microbatches == 1 else 2}
-    drawn = sampling_work(plant, c.prompts_per_step, sampling, c.decode_rows)
-    settings = ("rl", c.prompts_per_step, plant.config.prompt.max_prompt_length, sampling, c.algorithm)
+    drawn = sampling_work(plant, c.prompts_per_step, sampling)
+    batch_settings = ("rl", c.prompts_per_step, plant.config.prompt.max_prompt_length)
+    settings = (*batch_settings, sampling._replace(decode_rows=0, cache_block=0), c.algorithm)
     scoring = (*settings, c.microbatches, c.head_chunk)
     twice = c.num_iterations > 1
-    ahead = partial(compile_ahead, mesh=plant.mesh, longest=sampling.max_completion_length)
+    ahead = partial(compile_ahead, mesh=plant.mesh, longest=_longest(plant, c.prompts_per_step, sampling))
 
     yield Phase(
         "rl: sampling",
         held,
         moments + copy + batch,
         drawn,
-        plant.key(*settings, "sample", drawn.rows),
+        plant.key(*batch_settings, sampling, "sample", decode=True),
         partial(ahead, programs.sample, plant.policy, step.rollout.prompts, step.state.key, 0),
     )
     if twice:
@@ -249,7 +255,7 @@ def _evaluation(plant: Plant) -> Iterator[Phase]:
     held = Held(device_bytes(plant.policy))
     if config.rl is not None and config.rl.eval_steps:  # between steps, beside all that these need
         held = next(phase.held for phase in _rl(plant) if phase.name == "rl: sampling")
-    sampling = abstract_sampling(c.sampling, c.num_samples)
+    sampling = abstract_sampling(c.sampling, c.num_samples, c.decode_rows)
     work = sampling_work(plant, c.batch_prompts, sampling)
     key = jax.eval_shape(lambda: run_key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(plant.mesh))
@@ -258,7 +264,7 @@ def _evaluation(plant: Plant) -> Iterator[Phase]:
         held,
         sum(held) - held.parameters,
         work,
-        plant.key("evaluation", c.batch_prompts, config.prompt.max_prompt_length, sampling),
+        plant.key("evaluation", c.batch_prompts, config.prompt.max_prompt_length, sampling, decode=True),
         partial(
             compile_ahead,
             sampling_program(plant.model, sampling),
@@ -267,16 +273,24 @@ def _evaluation(plant: Plant) -> Iterator[Phase]:
             key,
             0,
             mesh=plant.mesh,
-            longest=c.sampling.max_completion_length,
+            longest=_longest(plant, c.batch_prompts, sampling),
         ),
     )
 
 
-def abstract_sampling(config: SamplingConfig, num_generations: int) -> Sampling:
+def abstract_sampling(config: SamplingConfig, num_generations: int, decode_rows: int = 0) -> Sampling:
     """The sampler's settings; which tokens end a completion changes no shape."""
     c = config
     distribution = Distribution(c.temperature, c.top_k, c.top_p, c.min_p)
-    return Sampling(distribution, num_generations, c.max_completion_length, eos_ids=(0,), pad_id=0)
+    return Sampling(
+        distribution,
+        num_generations,
+        c.max_completion_length,
+        eos_ids=(0,),
+        pad_id=0,
+        decode_rows=decode_rows,
+        cache_block=c.cache_block,
+    )
 
 
 def scoring_work(plant: Plant, *, rows: int) -> Work:
@@ -294,14 +308,24 @@ def scoring_work(plant: Plant, *, rows: int) -> Work:
     )
 
 
-def sampling_work(plant: Plant, prompts: int, sampling: Sampling, decode_rows: int = 0) -> Work:
-    """A part that is decoded at once, with the keys and values of its prompts and completions."""
+def sampling_work(plant: Plant, prompts: int, sampling: Sampling) -> Work:
+    """The rows that are decoded at once, with their keys and values and those of all prompts. Raises `DecodeError`."""
     G, Tp, Tc = sampling.num_generations, plant.config.prompt.max_prompt_length, sampling.max_completion_length
-    parts = decode_parts(prompts, G, decode_rows, shards=batch_shards(plant.mesh))
-    P = _on_a_device(plant, prompts // parts)
-    caches = jax.eval_shape(lambda: [empty_cache(plant.decoder, P, Tp), empty_cache(plant.decoder, P * G, Tc)])
+    R, M = lanes_and_rows(prompts, G, sampling.decode_rows, shards=batch_shards(plant.mesh))
+    P, B = _on_a_device(plant, prompts + (R if prompts > R else 0)), _on_a_device(plant, R * M)
+    caches = jax.eval_shape(lambda: [empty_cache(plant.decoder, P, Tp), empty_cache(plant.decoder, B, Tc)])
     values = sum(x.size * x.dtype.itemsize for cache in caches for x in jax.tree.leaves((cache.k, cache.v)))
-    return Work(P * G, Tc, P, Tp, cache=values // plant.mesh.shape["tensor"])
+    sizes = dict(plant.mesh.shape)
+    weights = decode_bytes(plant.decoder, decode_config(plant.decoder, sizes).decode_weights, sizes)
+    return Work(B, Tc, P, Tp, cache=values // sizes["tensor"], weights=weights)
+
+
+def _longest(plant: Plant, prompts: int, sampling: Sampling) -> int:
+    """Steps of a decode loop if no completion ends early: of the one loop, or of each of those that follow another."""
+    G, Tc = sampling.num_generations, sampling.max_completion_length
+    R, M = lanes_and_rows(prompts, G, sampling.decode_rows, shards=batch_shards(plant.mesh))
+    blocks = 1 if R * M < prompts * G else len(cache_blocks(Tc, sampling.cache_block))
+    return -(-most_steps(prompts // R, G, M, Tc) // blocks)
 
 
 def _on_a_device(plant: Plant, rows: int) -> int:

@@ -13,8 +13,8 @@ from jax import Array
 from grpo_jax.algorithms.algorithm import Algorithm, make_experience
 from grpo_jax.config import RLConfig, SFTConfig
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.sampler.sample import Sampling, decode_parts, sample_in_parts
-from grpo_jax.sharding import batch_shards, replicated
+from grpo_jax.sampler.sample import Sampling, sample
+from grpo_jax.sharding import replicated
 from grpo_jax.training.optimizer import decayed
 from grpo_jax.training.state import abstract_state, state_shardings
 from grpo_jax.training.step import rollout_logprobs, train_step
@@ -32,18 +32,13 @@ class RLPrograms(NamedTuple):
     freeze: Callable[[Any], Any]
 
 
-def sampling_program(
-    model: Decoder, sampling: Sampling, *, parts: int = 1
-) -> Callable[[Any, Prompts, Array, int], Rollout]:
-    """`(params, prompts, run key, step) -> Rollout`; the step's key is folded from the run's, which never changes.
-
-    The prompts are decoded in so many equal parts, one after the other.
-    """
+def sampling_program(model: Decoder, sampling: Sampling) -> Callable[[Any, Prompts, Array, int], Rollout]:
+    """`(params, prompts, run key, step) -> Rollout`; the step's key is folded from the run's, which never changes."""
 
     @jax.jit
     def program(params: Any, prompts: Prompts, key: Array, step: int) -> Rollout:
         step_key = jax.random.fold_in(key, step)
-        return sample_in_parts(model, params, prompts, step_key, sampling=sampling, parts=parts)
+        return sample(model, params, prompts, step_key, sampling=sampling)
 
     return program
 
@@ -74,9 +69,7 @@ def rl_programs(
 ) -> RLPrograms:
     """The programs of the RL stage for these settings.
 
-    `params` are what is trained, all weights or adapters (arrays or their abstract forms), as they lie on the mesh.
-    Raises `DecodeError` if `config.decode_rows` is no whole part of a step.
-    """
+    `params` are what is trained, all weights or adapters (arrays or their abstract forms), as they lie on the mesh."""
     scoring = {
         "model": model,
         "temperature": config.sampling.temperature,
@@ -84,10 +77,8 @@ def rl_programs(
         "microbatches": config.microbatches,
     }
     update = partial(train_step, **scoring, algorithm=algorithm, optimizer=optimizer)
-    shards = batch_shards(_mesh(params))
-    parts = decode_parts(config.prompts_per_step, config.num_generations, config.decode_rows, shards=shards)
     return RLPrograms(
-        sample=sampling_program(model, sampling, parts=parts),
+        sample=sampling_program(model, sampling),
         logprobs=jax.jit(partial(rollout_logprobs, **scoring)),
         experience=jax.jit(partial(make_experience, algorithm)),
         update=update_program(update, optimizer, params),

@@ -1,7 +1,8 @@
 """The nearest change of a config that fits: settings that change how a run computes and not what.
 
-In this order: micro-batches, remat, the head's chunk, rows decoded at once; then another mesh; then more devices. Which
-change to try is guessed by arithmetic (`estimate.py`), and what is proposed has been compiled.
+In this order: micro-batches, remat, the head's chunk; for the sampler its copy of the weights, rows decoded at once; then
+another mesh; then more devices. Which change to try is guessed by arithmetic (`estimate.py`), and what is proposed has
+been compiled.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from grpo_jax.config import Config, MeshConfig
 from grpo_jax.configure import difference, tree_of
-from grpo_jax.sampler.sample import DecodeError, decode_parts
+from grpo_jax.sampler.slots import DecodeError, lanes_and_rows
 from grpo_jax.sharding import ShardingError, batch_shards
 from grpo_jax.stages.ahead import CompileError
 from grpo_jax.stages.estimate import temporaries
@@ -61,8 +62,13 @@ def _halves(value: int) -> Iterator[int]:
 
 def _decode_rows(c: Config, shards: int) -> Iterator[int]:
     P, G = c.rl.prompts_per_step, c.rl.num_generations
-    now = P // decode_parts(P, G, c.rl.decode_rows, shards=shards)
-    yield from (p * G for p in range(now - 1, 0, -1) if P % p == 0 and p % shards == 0)
+    R, M = lanes_and_rows(P, G, c.rl.decode_rows, shards=shards)
+    yield from (R * m for m in range(M - 1, 0, -1) if R % shards == 0)
+
+
+def _decode_weights(c: Config, shards: int) -> Iterator[str]:
+    """Smaller copies, from `auto` on the smallest: which it is depends on the mesh."""
+    yield from {"gathered": ("joined", "stored"), "stored": ()}.get(c.model.decode_weights, ("stored",))
 
 
 def _batch_prompts(c: Config, shards: int) -> Iterator[int]:
@@ -71,6 +77,7 @@ def _batch_prompts(c: Config, shards: int) -> Iterator[int]:
 
 
 REMAT = Knob("model.remat", _remat)
+WEIGHTS = Knob("model.decode_weights", _decode_weights)
 SCORING = (
     Knob("rl.microbatches", _rl_microbatches),
     Knob("rl.head_chunk", lambda c, shards: _halves(c.rl.head_chunk)),
@@ -81,11 +88,14 @@ KNOBS = {
         REMAT,
         Knob("sft.head_chunk", lambda c, shards: _halves(c.sft.head_chunk)),
     ),
-    "rl: sampling": (Knob("rl.decode_rows", _decode_rows),),
+    "rl: sampling": (WEIGHTS, Knob("rl.decode_rows", _decode_rows)),
     "rl: old log-probabilities": SCORING,
     "rl: reference log-probabilities": SCORING,
     "rl: update": (SCORING[0], REMAT, SCORING[1]),
-    "evaluation: sampling": (Knob("evaluation.batch_prompts", _batch_prompts),),
+    "evaluation: sampling": (
+        WEIGHTS,
+        Knob("evaluation.batch_prompts", _batch_prompts),
+    ),
 }
 
 

@@ -31,7 +31,7 @@ from grpo_jax.reporting.metrics import MetricsWriter, read_metrics
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.rollouts import drop_rollouts_after
 from grpo_jax.rewards.reward import Reward, check_rewards, load_rewards
-from grpo_jax.sampler.sample import decode_parts
+from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards
 from grpo_jax.stages.judging import Judged, judge
 from grpo_jax.stages.policy import abstract
@@ -86,7 +86,7 @@ def prepare(run: Run) -> Prepared:
     run.check_length("prompt.max_prompt_length + rl.sampling.max_completion_length", length)
     cut = group_cuts(c.prompts_per_step, c.num_generations, c.microbatches, rows=algorithm.rows)
     run.check_batch(f"each of {c.microbatches} rl.microbatches", c.prompts_per_step * cut // c.microbatches)
-    decode_parts(c.prompts_per_step, c.num_generations, c.decode_rows, shards=batch_shards(run.mesh))
+    lanes_and_rows(c.prompts_per_step, c.num_generations, c.decode_rows, shards=batch_shards(run.mesh))
     rewards = load_rewards(c.rewards)
     check_rewards(rewards, run.workers)
     problems = load_answered(run, c.source)
@@ -124,7 +124,7 @@ def train(
     total, data = c.iterations * c.max_steps, prepared.data
     updates_in_all = total * c.num_iterations
     optimizer = make_optimizer(c.optimizer, updates_in_all)
-    sampling = run.sampling(c.sampling, c.num_generations)
+    sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows)
     params = abstract(run.model.config, run.mesh)
     programs = rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params)
     stage = Stage(run, prepared.problems, prepared.algorithm, prepared.rewards, programs)

@@ -69,7 +69,9 @@ class Run:
         """Whether prompts are conversations, as reward functions written for TRL want to know."""
         return uses_chat(Problem(question="", answer=""), self.config.prompt, self.tokenizer)
 
-    def sampling(self, config: SamplingConfig, num_generations: int, *, greedy: bool = False) -> Sampling:
+    def sampling(
+        self, config: SamplingConfig, num_generations: int, *, greedy: bool = False, decode_rows: int = 0
+    ) -> Sampling:
         """The sampler's static settings for a section's `sampling`."""
         c = config
         distribution = Distribution(c.temperature, c.top_k, c.top_p, c.min_p)
@@ -79,6 +81,8 @@ class Run:
             max_completion_length=c.max_completion_length,
             eos_ids=self.eos_ids,
             pad_id=self.pad_id,
+            decode_rows=decode_rows,
+            cache_block=c.cache_block,
         )
 
     def prompts(self, problems: Sequence[Problem], indices: np.ndarray) -> Prompts:

@@ -61,7 +61,7 @@ def reference(logits, d):
 def test_frequencies_and_logprobs(d, V):
     logits = jax.random.normal(jax.random.key(V), (V,)) * 2
     keys = row_keys(jax.random.key(1), jnp.arange(ROWS // 4), 4)
-    tokens, logprobs = jax.jit(draw, static_argnums=3)(jnp.tile(logits, (ROWS, 1)), keys, jnp.int32(3), d)
+    tokens, logprobs = jax.jit(draw, static_argnums=3)(jnp.tile(logits, (ROWS, 1)), keys, jnp.full(ROWS, 3), d)
     p = reference(logits, d)
     chi_square(np.asarray(tokens), p)
     np.testing.assert_allclose(logprobs, np.log(p[np.asarray(tokens)]), atol=2e-4)

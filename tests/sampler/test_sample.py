@@ -116,11 +116,8 @@ def test_greedy_is_the_likeliest_continuation(params):
             text.append(likeliest)
 
 
-def test_unrolled_and_scanned_decode_agree(params, rollout, monkeypatch):
-    monkeypatch.setattr("grpo_jax.sampler.sample.UNROLLED_LAYERS", 0)
-    tiny.program.cache_clear()
-    r = tiny.roll_out(MODEL, params, tiny.prompts())
-    tiny.program.cache_clear()
+def test_unrolled_and_scanned_decode_agree(params, rollout):
+    r = tiny.roll_out(tiny.decoder(decode_layers="scan"), params, tiny.prompts())
     np.testing.assert_array_equal(r.completions.tokens, rollout.completions.tokens)
 
 

@@ -148,8 +148,8 @@ CASES = [
     ),
     Case(
         "rows that do not divide",
-        ("decode_rows", "3 rows", "4 prompts of 4", "choose one of 4"),
-        flags=("--rl.decode_rows", "3"),
+        ("decode_rows", "11 rows", "4 prompts of 4", "10, 12"),
+        flags=("--rl.decode_rows", "11"),
     ),
     Case(
         "a group of one", ("rl.num_generations", "1", "greater than or equal to 2"), flags=("--rl.num_generations", "1")

@@ -1,0 +1,100 @@
+"""The weights as a decode loop uses them, made once before it: cast, joined, one dict a layer, gathered over fsdp.
+
+A loop that takes the weights as they are stored does all of this again at every token. What is computed with them is
+the same, and what may be laid out before the loop is a question of memory: see `decode_bytes`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from grpo_jax.models.lora import adapter_table
+from grpo_jax.models.parameters import Parameter, is_matrix, parameter_table
+from grpo_jax.sharding import constrain
+
+if TYPE_CHECKING:
+    from grpo_jax.models.decoder import DecoderConfig
+
+DECODE = "decode"  # the key of the prepared layers in a tree of parameters
+WEIGHTS = ("stored", "joined", "gathered")
+ROOM = 2 * 2**30  # bytes a device that `auto` takes for the copy: an eighth of the smallest accelerator's memory
+# A layer takes about 0.25 s to compile in a decode loop, and a scan over layers copies a layer's weights and cache.
+UNROLLED_LAYERS = 8
+
+
+def decode_config(config: DecoderConfig, mesh: dict[str, int]) -> DecoderConfig:
+    """The decoder of the decode loop: `decode_layers` and `decode_weights` decided, on a mesh of these sizes."""
+    unrolled = config.decode_layers == "unroll" or (
+        config.decode_layers == "auto" and config.num_layers <= UNROLLED_LAYERS
+    )
+    weights = config.decode_weights
+    if weights == "auto":
+        weights = next(w for w in reversed(WEIGHTS) if decode_bytes(config, w, mesh) <= ROOM)
+    return dataclasses.replace(config, scan_layers=not unrolled, decode_weights=weights, remat="none")
+
+
+def decode_bytes(config: DecoderConfig, weights: str, mesh: dict[str, int]) -> int:
+    """Bytes on each device of a decode loop's own copy of the weights; adapters, norms and biases not counted."""
+    if weights == "stored":
+        return 0
+    split = 1 if weights == "gathered" else mesh.get("fsdp", 1)
+    entries = jax.tree_util.tree_leaves_with_path(parameter_table(config), is_leaf=lambda x: isinstance(x, Parameter))
+    matrices = {path[-1].key: p for path, p in entries if is_matrix(path[-1].key, len(p.shape))}
+    of_experts = [n for n, p in matrices.items() if "experts" in p.axes]
+    total = sum(math.prod(p.shape) // (mesh.get("fsdp", 1) if n in of_experts else split) for n, p in matrices.items())
+    return total * config.compute_dtype.itemsize // mesh.get("tensor", 1)
+
+
+def decode_params(params: dict[str, Any], config: DecoderConfig) -> dict[str, Any]:
+    """The parameters for a decoder of `decode_config`: the same numbers, laid out for few tokens at a time.
+
+    `joined`: matrices in the computing type; q, k and v of a layer as one matrix `qkv` [D, K, N/K + 2, H], gate and
+    up as `gate_up` [D, 2, F]; for a loop over layers, one dict each. `gathered`: besides, whole on every fsdp shard
+    (experts stay where they are). `stored`: nothing is done.
+    """
+    if config.decode_weights == "stored":
+        return params
+    table = parameter_table(config)
+    layers = {name: _laid_out(params["layers"][name], p, name, config) for name, p in table["layers"].items()}
+    layers = _joined(layers, config)
+    if "lora" in params:
+        layers["lora"] = _adapters(params["lora"], config)
+    if not config.scan_layers:
+        layers = tuple(jax.tree.map(lambda x, l=l: x[l], layers) for l in range(config.num_layers))
+    top = {name: _laid_out(params[name], p, name, config) for name, p in table.items() if name != "layers"}
+    return top | {DECODE: layers}
+
+
+def _laid_out(x: Array, parameter: Parameter, name: str, config: DecoderConfig) -> Array:
+    """A matrix in the computing type, whole over fsdp if all are; what is no matrix stays in its type."""
+    if is_matrix(name, len(parameter.shape)):
+        x = x.astype(config.compute_dtype)
+    if config.decode_weights != "gathered":
+        return x
+    return constrain(x, *(None if axis == "embed" else axis for axis in parameter.axes))
+
+
+def _adapters(adapters: dict[str, Any], config: DecoderConfig) -> dict[str, Any]:
+    table = adapter_table(config)
+    return {
+        target: {half: _laid_out(x, table[target][half], target, config) for half, x in pair.items()}
+        for target, pair in adapters.items()
+    }
+
+
+def _joined(layers: dict[str, Array], config: DecoderConfig) -> dict[str, Array]:
+    """What is multiplied with the same activations as one matrix, split over heads and mlp as its parts are."""
+    L, D, K, H = config.num_layers, config.hidden_size, config.num_kv_heads, config.head_dim
+    q = layers["q"].reshape(L, D, K, -1, H)  # [L, D, K, N/K, H]
+    joined = {"qkv": jnp.concatenate([q, layers["k"][:, :, :, None], layers["v"][:, :, :, None]], axis=3)}
+    parts = ["q", "k", "v"]
+    if not config.num_experts:
+        joined["gate_up"] = jnp.stack([layers["gate"], layers["up"]], axis=2)  # [L, D, 2, F]
+        parts += ["gate", "up"]
+    return {name: x for name, x in layers.items() if name not in parts} | joined
