@@ -1,6 +1,6 @@
 """The nearest change of a config that fits: settings that change how a run computes and not what.
 
-In this order: micro-batches, remat, the head's chunk; for the sampler its copy of the weights, rows decoded at once; then
+In this order: micro-batches, remat, the head's chunk; of the sampler the weights, then the rows decoded at once; then
 another mesh; then more devices. Which change to try is guessed by arithmetic (`estimate.py`), and what is proposed has
 been compiled.
 """
