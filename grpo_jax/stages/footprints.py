@@ -324,9 +324,9 @@ def _longest(plant: Plant, prompts: int, sampling: Sampling) -> int:
     """Steps of a decode loop if no completion ends early: of the one loop, or of each of those that follow another."""
     G, Tc = sampling.num_generations, sampling.max_completion_length
     R, M = lanes_and_rows(prompts, G, sampling.decode_rows, shards=batch_shards(plant.mesh))
-    refills = R < prompts or M < G
+    refills = (turns := prompts // R) > 1 or M < G
     blocks = 1 if refills else len(cache_blocks(Tc, sampling.cache_block))
-    return -(-most_steps(prompts // R, G, M, Tc) // blocks)
+    return -(-most_steps(turns, G, M, Tc) // blocks)
 
 
 def _on_a_device(plant: Plant, rows: int) -> int:
