@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from grpo_jax.config import Config, SamplingConfig
-from grpo_jax.configure import find
 from grpo_jax.models.cache import empty_cache
 from grpo_jax.models.decoder import Decoder, DecoderConfig
 from grpo_jax.models.decoding import decode_bytes, decode_config
@@ -27,7 +26,7 @@ from grpo_jax.sampler.slots import lanes_and_rows, most_steps
 from grpo_jax.sharding import batch_shards, named, replicated, run_key
 from grpo_jax.stages.ahead import Ahead, compile_ahead, device_bytes
 from grpo_jax.stages.policy import abstract, abstract_frozen
-from grpo_jax.stages.programs import rl_programs, sampling_program, sft_program
+from grpo_jax.stages.programs import algorithm_of, rl_programs, sampling_program, sft_program
 from grpo_jax.training.optimizer import make_optimizer
 from grpo_jax.training.state import abstract_copy, abstract_state
 from grpo_jax.training.step import group_cuts
@@ -178,7 +177,7 @@ class _Step(NamedTuple):
 def _rl(plant: Plant) -> Iterator[Phase]:
     c = plant.config.rl
     sampling = abstract_sampling(c.sampling, c.num_generations, c.decode_rows)
-    algorithm = find("algorithms", c.algorithm.kind).build(c.algorithm)
+    algorithm = algorithm_of(c)
     optimizer = make_optimizer(c.optimizer, c.iterations * c.max_steps * c.num_iterations)
     programs = rl_programs(plant.model, c, sampling, algorithm, optimizer, plant.trained)
     step = _step(plant, optimizer, programs.freeze, reference=algorithm.reference)
@@ -189,7 +188,7 @@ def _rl(plant: Plant) -> Iterator[Phase]:
     gradients = {"gradient": trained, "gradients": 1 if c.microbatches == 1 else 2}
     drawn = sampling_work(plant, c.prompts_per_step, sampling)
     batch_settings = ("rl", c.prompts_per_step, plant.config.prompt.max_prompt_length)
-    settings = (*batch_settings, sampling._replace(decode_rows=0, cache_block=0), c.algorithm)
+    settings = (*batch_settings, sampling._replace(decode_rows=0, cache_block=0), c.algorithm, c.importance_cap)
     scoring = (*settings, c.microbatches, c.head_chunk)
     twice = c.num_iterations > 1
     ahead = partial(compile_ahead, mesh=plant.mesh, longest=_longest(plant, c.prompts_per_step, sampling))
