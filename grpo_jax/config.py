@@ -99,10 +99,11 @@ class ModelConfig:
     scan_layers: bool = True
     """Compile one layer and loop over it in training."""
     decode_layers: Literal["auto", "scan", "unroll"] = "auto"
-    """The same in the decode loop; `auto`: unrolled up to 8 layers."""
+    """The same in the decode loop; `auto`: scan, which was faster on CPU at any number of layers."""
     decode_weights: Literal["auto", "stored", "joined", "gathered"] = "auto"
     """The decode loop's own copy of the weights: none, in `dtype` with q, k, v and gate, up joined, and whole on each
-    fsdp shard besides; `auto`: the last of these that takes at most 2 GiB a device. The result is one."""
+    fsdp shard besides; `auto`: the last of these that takes at most 2 GiB a device, none if nothing is to be cast or
+    gathered. The result is one."""
     experts_kernel: Literal["auto", "dense", "ragged", "blocks"] = "auto"
     """How a mixture of experts is computed; `auto`: dense on CPU, ragged on TPU, blocks on GPU. The result is one."""
     lora: LoraConfig | None = None
@@ -216,7 +217,7 @@ class SamplingConfig:
     """A completion ends after any of these strings."""
     cache_block: Count = 0
     """Slots by which keys and values grow while all rows are decoded at once: only those in use are read. 0: quarters
-    of `max_completion_length` from 512 tokens on, else the whole."""
+    of `max_completion_length` from 128 tokens on, else the whole."""
 
 
 @config

@@ -98,7 +98,16 @@ def test_the_cache_is_split_over_the_batch(step):
     assert not re.search(rf"\[{L},{rows},\d+,{time},{H}\]", text)
 
 
-@pytest.mark.parametrize("program", ["sample", "logprobs", "update"])
+def test_weights_are_gathered_once_before_the_decode_loop(step):
+    """The loop over tokens moves no weights; before it all layers come together, in the type of the products."""
+    gathered = list(all_gathers(step["hlo"]["sample"]))
+    layers = [dtype for dtype, shape, _ in gathered if len(shape) > 2 and shape[0] == L]
+    assert layers and set(layers) == {"bf16"}
+    inside = [(dtype, shape, name) for dtype, shape, name in gathered if name.startswith("jit(program)/while/body")]
+    assert not [shape for _, shape, _ in inside if math.prod(shape) > 2**18], inside
+
+
+@pytest.mark.parametrize("program", ["logprobs", "update"])
 def test_layers_are_gathered_one_by_one_and_the_embedding_never(step, program):
     """In the type of the products, too; the output head is the embedding, and is gathered as a head."""
     gathered = list(all_gathers(step["hlo"][program]))

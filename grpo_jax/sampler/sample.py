@@ -145,8 +145,11 @@ def _in_blocks(state: _Decode, step, cache_of, sampling: Sampling) -> _Decode:
 
 
 def cache_blocks(length: int, block: int) -> tuple[int, ...]:
-    """The sizes of the blocks of a cache of `length` slots; `block` 0: quarters from 512 slots on, else the whole."""
-    block = min(block or (-(-length // 4) if length >= 512 else length), length)
+    """The sizes of the blocks of a cache of `length` slots; `block` 0: quarters from 128 slots on, else the whole.
+
+    On two CPU cores quarters took 0.79 of the time of the whole at 128 tokens, and 0.63 at 1,024 (eighths: 0.60).
+    """
+    block = min(block or (-(-length // 4) if length >= 128 else length), length)
     return tuple(min(block, length - start) for start in range(0, length, block))
 
 

@@ -65,7 +65,7 @@ def test_shapes(shape):
     joined = SHAPES[shape] | {"decode_weights": "joined"}
     same(drawn(joined, decode_rows=6), plain)
     if shape == "windows":
-        same(drawn(joined | {"decode_layers": "scan"}, cache_block=4), plain)
+        same(drawn(joined | {"decode_layers": "unroll"}, cache_block=4), plain)
 
 
 @pytest.mark.parametrize(("weights", "shape", "rows"), [("gathered", (1, 4, 1), 0), ("joined", (1, 2, 2), 4)])
@@ -80,7 +80,7 @@ def test_bf16_is_cast_once():
     """In the computing type before the loop: the numbers are those of a cast at every token."""
     low = {"dtype": "bfloat16"}
     same(drawn(low | {"decode_weights": "joined"}), drawn(low | STORED))
-    config = decode_config(tiny.decoder(**low).config, {})
+    config = decode_config(tiny.decoder(**low, decode_layers="unroll").config, {})
     layers = decode_params(tiny.host_params(), config)[DECODE]
     assert {x.dtype for layer in layers for name, x in layer.items() if not name.endswith("norm")} == {
         jnp.dtype(jnp.bfloat16)
@@ -90,7 +90,7 @@ def test_bf16_is_cast_once():
 def test_bytes_are_counted():
     """What a plan counts is what is made: on one device, and by shards."""
     for changes in ({}, SHAPES["windows"], SHAPES["experts"]):
-        config = decode_config(tiny.decoder(**changes).config, {})
+        config = decode_config(tiny.decoder(**changes, decode_weights="joined").config, {})
         made = jax.eval_shape(lambda p, config=config: decode_params(p, config), params_of(changes))
         matrices = [x for path, x in jax.tree_util.tree_leaves_with_path(made) if not path[-1].key.endswith("norm")]
         assert decode_bytes(config, "joined", {}) == sum(x.size * x.dtype.itemsize for x in matrices)
@@ -107,12 +107,13 @@ def test_auto_takes_what_fits():
     assert decode_config(large, {"fsdp": 2}).decode_weights == "stored"
     assert decode_config(large, {"fsdp": 8}).decode_weights == "joined"
     assert decode_config(large, {"fsdp": 8, "tensor": 8}).decode_weights == "gathered"
-    assert decode_config(large, {}).scan_layers and not decode_config(tiny.decoder().config, {}).scan_layers
+    assert decode_config(tiny.decoder().config, {"tensor": 2}).decode_weights == "stored"
+    assert decode_config(tiny.decoder().config, {"fsdp": 2}).decode_weights == "gathered"
 
 
 @pytest.mark.parametrize(
     ("length", "block", "sizes"),
-    [(128, 0, (128,)), (1024, 0, (256,) * 4), (10, 4, (4, 4, 2)), (10, 40, (10,)), (513, 0, (129, 129, 129, 126))],
+    [(127, 0, (127,)), (1024, 0, (256,) * 4), (10, 4, (4, 4, 2)), (10, 40, (10,)), (513, 0, (129, 129, 129, 126))],
 )
 def test_blocks_of_a_cache(length, block, sizes):
     assert cache_blocks(length, block) == sizes

@@ -117,7 +117,7 @@ def test_greedy_is_the_likeliest_continuation(params):
 
 
 def test_unrolled_and_scanned_decode_agree(params, rollout):
-    r = tiny.roll_out(tiny.decoder(decode_layers="scan"), params, tiny.prompts())
+    r = tiny.roll_out(tiny.decoder(decode_layers="unroll"), params, tiny.prompts())
     np.testing.assert_array_equal(r.completions.tokens, rollout.completions.tokens)
 
 

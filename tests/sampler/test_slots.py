@@ -46,9 +46,9 @@ def test_tokens_do_not_depend_on_the_rows(params, rollout, decode_rows):
 
 
 @pytest.mark.parametrize("decode_rows", [2, 8])
-def test_scanned_layers(params, rollout, decode_rows):
+def test_unrolled_layers(params, rollout, decode_rows):
     settings = tiny.sampling()._replace(decode_rows=decode_rows)
-    same(tiny.roll_out(tiny.decoder(decode_layers="scan"), params, tiny.prompts(), settings=settings), rollout)
+    same(tiny.roll_out(tiny.decoder(decode_layers="unroll"), params, tiny.prompts(), settings=settings), rollout)
 
 
 @pytest.mark.parametrize(("shape", "decode_rows"), [((2, 2, 1), 4), ((1, 2, 2), 2), ((2, 1, 2), 8)])
