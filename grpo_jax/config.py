@@ -99,7 +99,8 @@ class ModelConfig:
     scan_layers: bool = True
     """Compile one layer and loop over it in training."""
     decode_layers: Literal["auto", "scan", "unroll"] = "auto"
-    """The same in the decode loop; `auto`: scan, which was faster on CPU at any number of layers."""
+    """The same in the decode loop. `auto`: on one CPU device scan where keys and values are few; else unroll up to 24
+    layers on CPU and 8 elsewhere."""
     decode_weights: Literal["auto", "stored", "joined", "gathered"] = "auto"
     """The decode loop's own copy of the weights: none, in `dtype` with q, k, v and gate, up joined, and whole on each
     fsdp shard besides; `auto`: the last of these that takes at most 2 GiB a device, none if nothing is to be cast or

@@ -100,6 +100,12 @@ def shards_in_context() -> int:
     return math.prod(sizes.get(axis, 1) for axis in RULES["batch"])
 
 
+def platform_in_context() -> str:
+    """What the program is compiled for: the platform of the mesh, which may be another than this process has."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pin an activation to the rules inside jit; without a mesh in context it is the identity."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -16,31 +16,46 @@ from jax import Array
 
 from grpo_jax.models.lora import adapter_table
 from grpo_jax.models.parameters import Parameter, is_matrix, parameter_table
-from grpo_jax.sharding import constrain
+from grpo_jax.sharding import constrain, platform_in_context
 
 if TYPE_CHECKING:
     from grpo_jax.models.decoder import DecoderConfig
 
 DECODE = "decode"  # the key of the prepared layers in a tree of parameters
 WEIGHTS = ("stored", "joined", "gathered")
+# Unrolled over scanned, seconds of a rollout of 64 rows (width 256, float32) on two CPU cores, as one or two devices:
+#     layers, tokens        4, 64       12, 64      24, 64     4, 128      4, 1024 (32 rows)
+#     one device            0.33/0.28   0.94/0.77   1.8/1.5    0.70/0.59   7.9/10.5
+#     two devices                       0.83/1.5    1.6/2.5    0.65/0.99
+#     to compile            1.8/1.5     2.7/1.6     4.1/1.5    3.3/2.5     3.5/3.0
+# A scan copies each layer's part of the cache at every token, which only little caches on a whole machine forgive.
+SCANNED_CACHE = 8 * 2**20  # bytes of a layer's keys and values up to which one CPU device scans
+UNROLLED_ON_CPU, UNROLLED = 24, 8  # layers that are unrolled at most; the second is a guess, no accelerator was at hand
 ROOM = 2 * 2**30  # bytes a device that `auto` takes for the copy: an eighth of the smallest accelerator's memory
 
 
-def decode_config(config: DecoderConfig, mesh: dict[str, int]) -> DecoderConfig:
+def decode_config(config: DecoderConfig, mesh: dict[str, int], *, slots: int = 0) -> DecoderConfig:
     """The decoder of the decode loop: `decode_layers` and `decode_weights` decided, on a mesh of these sizes.
 
-    Layers are scanned unless the config says otherwise: on two CPU cores (64 rows, width 256, 64 tokens) a loop over 4,
-    12 and 24 layers took 1.3, 1.5 and 1.5 times as long unrolled, and 0.3, 1.1 and 2 s more to compile. Weights are
-    left as they are stored where there is nothing to cast or to gather, else laid out as far as `ROOM` allows.
+    `slots` are those of the whole cache, all rows together. Weights are left as they are stored where there is nothing
+    to cast or to gather, else laid out as far as `ROOM` allows.
     """
     weights = config.decode_weights
     if weights == "auto" and config.compute_dtype == jnp.float32 and mesh.get("fsdp", 1) == 1:
         weights = "stored"
     if weights == "auto":
         weights = next(w for w in reversed(WEIGHTS) if decode_bytes(config, w, mesh) <= ROOM)
-    return dataclasses.replace(
-        config, scan_layers=config.decode_layers != "unroll", decode_weights=weights, remat="none"
-    )
+    unrolled = config.decode_layers == "unroll" or (config.decode_layers == "auto" and _unrolled(config, mesh, slots))
+    return dataclasses.replace(config, scan_layers=not unrolled, decode_weights=weights, remat="none")
+
+
+def _unrolled(config: DecoderConfig, mesh: dict[str, int], slots: int) -> bool:
+    """Whether `auto` unrolls the layers: the rule of the table above `SCANNED_CACHE`."""
+    on_cpu = platform_in_context() == "cpu"
+    layer_cache = 2 * slots * config.num_kv_heads * config.head_dim * config.compute_dtype.itemsize
+    if on_cpu and math.prod(mesh.values()) == 1 and layer_cache <= SCANNED_CACHE:
+        return False
+    return config.num_layers <= (UNROLLED_ON_CPU if on_cpu else UNROLLED)
 
 
 def decode_bytes(config: DecoderConfig, weights: str, mesh: dict[str, int]) -> int:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from grpo_jax.sharding import MESH_AXES, RULES, spec
+from grpo_jax.sharding import MESH_AXES, RULES, platform_in_context, spec
 from grpo_jax.types import pytree
 
 Activation = Callable[[Array], Array]
@@ -187,11 +187,5 @@ def mixture(
 ) -> Array:
     """The routed MLP of a layer: [B, T, D] -> [B, T, D]; `kernel` is one of `KERNELS`, or "auto"."""
     weights, experts = route(x, layer["router"], experts_per_token=experts_per_token, normalize=normalize)
-    kernel = AUTO.get(_platform(), "blocks") if kernel == "auto" else kernel
+    kernel = AUTO.get(platform_in_context(), "blocks") if kernel == "auto" else kernel
     return KERNELS[kernel](x, layer, weights, experts, activation)
-
-
-def _platform() -> str:
-    """What the program is compiled for: the platform of the mesh, which may be another than this process has."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform

@@ -111,6 +111,16 @@ def test_auto_takes_what_fits():
     assert decode_config(tiny.decoder().config, {"fsdp": 2}).decode_weights == "gathered"
 
 
+def test_auto_scans_small_caches_on_one_cpu_device():
+    small, slots = tiny.decoder(num_layers=24).config, 1000
+    assert decode_config(small, {}, slots=slots).scan_layers
+    assert not decode_config(small, {"data": 2}, slots=slots).scan_layers
+    assert not decode_config(small, {}, slots=10**6).scan_layers
+    assert decode_config(tiny.decoder(num_layers=25).config, {}, slots=10**6).scan_layers
+    for layers, scanned in {"scan": True, "unroll": False}.items():
+        assert decode_config(tiny.decoder(decode_layers=layers).config, {}, slots=slots).scan_layers == scanned
+
+
 @pytest.mark.parametrize(
     ("length", "block", "sizes"),
     [(127, 0, (127,)), (1024, 0, (256,) * 4), (10, 4, (4, 4, 2)), (10, 40, (10,)), (513, 0, (129, 129, 129, 126))],
