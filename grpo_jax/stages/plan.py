@@ -15,6 +15,7 @@ from typing import NamedTuple
 from grpo_jax.config import Config, RLConfig
 from grpo_jax.data.tokenizer import character_tokenizer, load_tokenizer
 from grpo_jax.models.decoder import DecoderConfig, from_architecture
+from grpo_jax.models.decoding import UNROLLED
 from grpo_jax.models.folder import ModelFolderError
 from grpo_jax.sharding import ShardingError, batch_shards, make_mesh
 from grpo_jax.stages.ahead import Footprint
@@ -169,6 +170,10 @@ def shape_folder(name: str, note: Callable[[str], None]) -> str:
 def open_plan(config: Config, decoder: DecoderConfig, target: Target) -> Plant:
     """The pipeline laid out on the devices of a target; the decoder computed as the config says."""
     decoder = dataclasses.replace(decoder, **decoder_options(config))
-    if target.kind == "cpu" and decoder.num_experts and decoder.experts_kernel == "auto":
-        decoder = dataclasses.replace(decoder, experts_kernel="blocks")  # as on the GPUs that are stood in for
+    if target.kind == "cpu":  # as on the GPUs that are stood in for
+        if decoder.num_experts and decoder.experts_kernel == "auto":
+            decoder = dataclasses.replace(decoder, experts_kernel="blocks")
+        if decoder.decode_layers == "auto":
+            layers = "unroll" if decoder.num_layers <= UNROLLED else "scan"
+            decoder = dataclasses.replace(decoder, decode_layers=layers)
     return open_plant(config, decoder, make_mesh(config.mesh, target.devices))
