@@ -38,14 +38,14 @@ def decode_config(config: DecoderConfig, mesh: dict[str, int], *, slots: int = 0
     """The decoder of the decode loop: `decode_layers` and `decode_weights` decided, on a mesh of these sizes.
 
     `slots` are those of the whole cache, all rows together. Weights are left as they are stored where there is nothing
-    to cast or to gather, else laid out as far as `ROOM` allows.
+    to cast, to gather or to take from the stack, else laid out as far as `ROOM` allows.
     """
+    unrolled = config.decode_layers == "unroll" or (config.decode_layers == "auto" and _unrolled(config, mesh, slots))
     weights = config.decode_weights
-    if weights == "auto" and config.compute_dtype == jnp.float32 and mesh.get("fsdp", 1) == 1:
+    if weights == "auto" and not unrolled and config.compute_dtype == jnp.float32 and mesh.get("fsdp", 1) == 1:
         weights = "stored"
     if weights == "auto":
         weights = next(w for w in reversed(WEIGHTS) if decode_bytes(config, w, mesh) <= ROOM)
-    unrolled = config.decode_layers == "unroll" or (config.decode_layers == "auto" and _unrolled(config, mesh, slots))
     return dataclasses.replace(config, scan_layers=not unrolled, decode_weights=weights, remat="none")
 
 

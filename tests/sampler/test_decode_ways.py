@@ -107,7 +107,8 @@ def test_auto_takes_what_fits():
     assert decode_config(large, {"fsdp": 2}).decode_weights == "stored"
     assert decode_config(large, {"fsdp": 8}).decode_weights == "joined"
     assert decode_config(large, {"fsdp": 8, "tensor": 8}).decode_weights == "gathered"
-    assert decode_config(tiny.decoder().config, {"tensor": 2}).decode_weights == "stored"
+    assert decode_config(tiny.decoder().config, {}).decode_weights == "stored"
+    assert decode_config(tiny.decoder(decode_layers="unroll").config, {}).decode_weights == "gathered"
     assert decode_config(tiny.decoder().config, {"fsdp": 2}).decode_weights == "gathered"
 
 
