@@ -271,6 +271,8 @@ class RLConfig:
     """AdamW; the paper's RL has 1e-6."""
     head_chunk: Positive = 128
     """Time steps whose logits are in memory at once when log-probabilities are computed."""
+    importance_cap: Annotated[float, pydantic.Field(ge=1.0)] | None = None
+    """Multiply each token's term by the trainer's over the sampler's probability, at most this; None: not at all."""
     max_logprob_gap: NonNegative = 0.05
     """Stop if the mean gap between the sampler's and the trainer's log-probabilities exceeds this (nats)."""
     max_skipped_steps: Positive = 5

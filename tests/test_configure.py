@@ -381,6 +381,11 @@ def test_kinds_pickle_and_compare(write):
         ("--rl.microbatches 3", ["4 prompts of 8 completions", "3 equal microbatches"]),
         ("--mesh.data 0", ["mesh.data is 0"]),
         ("--rl.sampling.temperature 0", ["rl.sampling.temperature is 0"]),
+        ("--rl.importance_cap 0.5", ["rl.importance_cap", "greater than or equal to 1"]),
+        (
+            "--rl.importance_cap 2 --rl.sampling.top_k 5 --rl.sampling.min_p 0.1",
+            ["rl.importance_cap is 2.0", "rl.sampling.top_k 5 and min_p 0.1", "leave one of the two out"],
+        ),
         ("--num_processes 2", ["need --coordinator"]),
         ("--coordinator h:1 --num_processes 2", ["--process_id", "2 and None"]),
         ("--coordinator h:1 --num_processes 2 --process_id 2", ["2 and 2"]),

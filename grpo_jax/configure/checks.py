@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from grpo_jax.config import Config, EvaluationConfig, ModelConfig, RLConfig, SFTConfig
+from grpo_jax.config import Config, EvaluationConfig, ModelConfig, RLConfig, SamplingConfig, SFTConfig
 from grpo_jax.configure.documents import ConfigError
 
 STAGES = tuple(field.name for field in dataclasses.fields(Config) if field.default is None)
@@ -96,11 +96,22 @@ def _rl(rl: RLConfig) -> Iterator[str]:
         yield "rl.rewards is empty; write at least one, for example {kind: accuracy}"
     if rl.sampling.temperature == 0:
         yield "rl.sampling.temperature is 0: the completions of a group would be equal; choose one above 0"
+    narrow = [f"{name} {value}" for name, value, all_tokens in _filters(rl.sampling) if value != all_tokens]
+    if rl.importance_cap is not None and narrow:
+        yield (
+            f"rl.importance_cap is {rl.importance_cap}, and rl.sampling.{' and '.join(narrow)} leaves tokens out: "
+            "no factor makes up for what cannot be drawn; leave one of the two out"
+        )
     if P % M and (M % P or G % (M // P)):
         yield (
             f"rl: {P} prompts of {G} completions cannot be cut into {M} equal microbatches; "
             f"choose a divisor of {P}, or {P} times a divisor of {G}"
         )
+
+
+def _filters(sampling: SamplingConfig) -> tuple[tuple[str, float, float], ...]:
+    """What may leave out tokens: name, value, and the value that leaves out none."""
+    return ("top_k", sampling.top_k, 0), ("top_p", sampling.top_p, 1.0), ("min_p", sampling.min_p, 0.0)
 
 
 def _evaluation(evaluation: EvaluationConfig) -> Iterator[str]:

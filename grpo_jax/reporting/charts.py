@@ -142,6 +142,13 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
             usual=("ratio/mean", 0.9, 1.1),
         ),
         Chart(
+            "Importance ratio",
+            ("importance/mean", "importance/max", "importance/truncated", "importance/*"),
+            "Trainer's over sampler's probability of a token: mean, largest, and the share above rl.importance_cap.",
+            "Mean near 1, next to nothing above the cap. Else the sampler is too far from the policy it stands for.",
+            usual=("importance/truncated", None, 0.01),
+        ),
+        Chart(
             "Sampler and trainer apart",
             ("logprob_gap/mean", "logprob_gap/max", "logprob_gap/*"),
             "Absolute difference of the two log-probabilities of the same token, in nats.",

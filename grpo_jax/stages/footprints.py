@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from grpo_jax.config import Config, SamplingConfig
-from grpo_jax.configure import find
 from grpo_jax.models.cache import empty_cache
 from grpo_jax.models.decoder import Decoder, DecoderConfig
 from grpo_jax.models.lora import attach
@@ -25,7 +24,7 @@ from grpo_jax.sampler.sample import Sampling, decode_parts
 from grpo_jax.sharding import batch_shards, named, replicated, run_key
 from grpo_jax.stages.ahead import Ahead, compile_ahead, device_bytes
 from grpo_jax.stages.policy import abstract, abstract_frozen
-from grpo_jax.stages.programs import rl_programs, sampling_program, sft_program
+from grpo_jax.stages.programs import algorithm_of, rl_programs, sampling_program, sft_program
 from grpo_jax.training.optimizer import make_optimizer
 from grpo_jax.training.state import abstract_copy, abstract_state
 from grpo_jax.training.step import group_cuts
@@ -173,7 +172,7 @@ class _Step(NamedTuple):
 def _rl(plant: Plant) -> Iterator[Phase]:
     c = plant.config.rl
     sampling = abstract_sampling(c.sampling, c.num_generations)
-    algorithm = find("algorithms", c.algorithm.kind).build(c.algorithm)
+    algorithm = algorithm_of(c)
     optimizer = make_optimizer(c.optimizer, c.iterations * c.max_steps * c.num_iterations)
     programs = rl_programs(plant.model, c, sampling, algorithm, optimizer, plant.trained)
     step = _step(plant, optimizer, programs.freeze, reference=algorithm.reference)
@@ -183,7 +182,14 @@ def _rl(plant: Plant) -> Iterator[Phase]:
     scored = scoring_work(plant, rows=algorithm.rows)
     gradients = {"gradient": trained, "gradients": 1 if c.microbatches == 1 else 2}
     drawn = sampling_work(plant, c.prompts_per_step, sampling, c.decode_rows)
-    settings = ("rl", c.prompts_per_step, plant.config.prompt.max_prompt_length, sampling, c.algorithm)
+    settings = (
+        "rl",
+        c.prompts_per_step,
+        plant.config.prompt.max_prompt_length,
+        sampling,
+        c.algorithm,
+        c.importance_cap,
+    )
     scoring = (*settings, c.microbatches, c.head_chunk)
     twice = c.num_iterations > 1
     ahead = partial(compile_ahead, mesh=plant.mesh, longest=sampling.max_completion_length)

@@ -11,7 +11,9 @@ import optax
 from jax import Array
 
 from grpo_jax.algorithms.algorithm import Algorithm, make_experience
+from grpo_jax.algorithms.importance import importance_corrected
 from grpo_jax.config import RLConfig, SFTConfig
+from grpo_jax.configure import find
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.sampler.sample import Sampling, decode_parts, sample_in_parts
 from grpo_jax.sharding import batch_shards, replicated
@@ -30,6 +32,13 @@ class RLPrograms(NamedTuple):
     experience: Callable[..., Any]
     update: Callable[..., Any]  # state, experience, frozen=base: donates the state
     freeze: Callable[[Any], Any]
+
+
+def algorithm_of(config: RLConfig) -> Algorithm:
+    """The method of the settings, corrected for a sampler that is another policy if they say so."""
+    algorithm = find("algorithms", config.algorithm.kind).build(config.algorithm)
+    cap = config.importance_cap
+    return algorithm if cap is None else importance_corrected(algorithm, cap=cap)
 
 
 def sampling_program(

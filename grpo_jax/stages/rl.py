@@ -25,7 +25,6 @@ import jax
 
 from grpo_jax.algorithms.algorithm import Algorithm
 from grpo_jax.config import RLConfig
-from grpo_jax.configure import find
 from grpo_jax.data.order import OrderError, distinct_indices
 from grpo_jax.reporting.metrics import MetricsWriter, read_metrics
 from grpo_jax.reporting.progress import Progress
@@ -35,7 +34,7 @@ from grpo_jax.sampler.sample import decode_parts
 from grpo_jax.sharding import agree, batch_shards
 from grpo_jax.stages.judging import Judged, judge
 from grpo_jax.stages.policy import abstract
-from grpo_jax.stages.programs import RLPrograms, compiled, rl_programs
+from grpo_jax.stages.programs import RLPrograms, algorithm_of, compiled, rl_programs
 from grpo_jax.stages.rollouts import keep_rollouts, step_metrics
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import load_answered, source_record
@@ -81,7 +80,7 @@ def prepare(run: Run) -> Prepared:
     """Read the task prompts, load algorithm and rewards, and say what a step is."""
     c: RLConfig = run.config.rl
     run.check_batch("rl.prompts_per_step", c.prompts_per_step)
-    algorithm = find("algorithms", c.algorithm.kind).build(c.algorithm)
+    algorithm = algorithm_of(c)
     length = run.config.prompt.max_prompt_length + c.sampling.max_completion_length
     run.check_length("prompt.max_prompt_length + rl.sampling.max_completion_length", length)
     cut = group_cuts(c.prompts_per_step, c.num_generations, c.microbatches, rows=algorithm.rows)

@@ -157,10 +157,15 @@ def guarded_update(
 
 
 def token_statistics(metrics: dict[str, Array], logprobs: Array, rows: Experience) -> dict[str, Any]:
-    """Sums, counts and extremes over the chosen tokens: what can be merged over micro-batches without error."""
+    """Sums, counts and extremes over the chosen tokens: what can be merged over micro-batches without error.
+
+    Of a metric named `.../max`, which must not be negative, the largest value is kept; of others, the sum.
+    """
     mask = rows.completion_mask
-    sums = {name: jnp.sum(jnp.where(mask, value, 0.0)) for name, value in metrics.items()}
-    statistics = {"sums": sums, "tokens": mask.sum().astype(jnp.float32), "largest": {}}
+    chosen = {name: jnp.where(mask, value, 0.0) for name, value in metrics.items()}
+    sums = {name: value.sum() for name, value in chosen.items() if not name.endswith("/max")}
+    largest = {name: value.max() for name, value in chosen.items() if name.endswith("/max")}
+    statistics = {"sums": sums, "tokens": mask.sum().astype(jnp.float32), "largest": largest}
     if rows.behaviour_logprobs is not None:
         gap = jnp.where(mask, jnp.abs(logprobs - rows.behaviour_logprobs), 0.0)
         sums["logprob_gap/mean"] = gap.sum()

@@ -10,6 +10,7 @@ import pytest
 
 from grpo_jax.algorithms import grpo
 from grpo_jax.algorithms.algorithm import make_experience
+from grpo_jax.algorithms.importance import importance_corrected
 from grpo_jax.config import OptimizerConfig
 from grpo_jax.sharding import host_to_global, named
 from grpo_jax.training.optimizer import make_optimizer
@@ -240,6 +241,19 @@ def test_the_gap_metric_sees_stale_weights(rollout):
     e = batch_of(rollout)
     stale = e.replace(behaviour_logprobs=np.where(e.completion_mask, e.behaviour_logprobs - 0.3, 0))
     assert update(stale)[1]["logprob_gap/mean"] == pytest.approx(0.3, abs=1e-3)
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_the_largest_of_a_metric_is_of_the_whole_batch(rollout, microbatches):
+    e, corrected = batch_of(rollout), importance_corrected(ALGORITHM, cap=2.0)
+    gap = np.zeros_like(e.behaviour_logprobs)
+    gap[np.nonzero(e.completion_mask[:, 0])[0][-1], 0] = np.log(3.0)
+    e = e.replace(old_logprobs=None, behaviour_logprobs=e.behaviour_logprobs - gap)
+    _, metrics = update(e, algorithm=corrected, microbatches=microbatches)
+    tokens = e.completion_mask.sum()
+    assert metrics["importance/max"] == pytest.approx(3.0, rel=1e-3)
+    assert metrics["importance/mean"] == pytest.approx(1 + 2 / tokens, rel=1e-3)
+    assert metrics["importance/truncated"] == pytest.approx(1 / tokens)
 
 
 def test_small_updates_are_not_lost(rollout):
