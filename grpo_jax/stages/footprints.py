@@ -181,7 +181,8 @@ def _rl(plant: Plant) -> Iterator[Phase]:
     trained = device_bytes(plant.trained)
     scored = scoring_work(plant, rows=algorithm.rows)
     gradients = {"gradient": trained, "gradients": 1 if c.microbatches == 1 else 2}
-    drawn = sampling_work(plant, c.prompts_per_step, sampling, c.decode_rows)
+    P = c.prompts_per_step // c.sample_parts
+    drawn = sampling_work(plant, P, sampling, c.decode_rows)
     settings = (
         "rl",
         c.prompts_per_step,
@@ -199,8 +200,8 @@ def _rl(plant: Plant) -> Iterator[Phase]:
         held,
         moments + copy + batch,
         drawn,
-        plant.key(*settings, "sample", drawn.rows),
-        partial(ahead, programs.sample, plant.policy, step.rollout.prompts, step.state.key, 0),
+        plant.key(*settings, "sample", P, drawn.rows),
+        partial(ahead, programs.sample, plant.policy, plant.prompts(P), step.state.key, 0),
     )
     if twice:
         yield Phase(

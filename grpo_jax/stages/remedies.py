@@ -60,7 +60,7 @@ def _halves(value: int) -> Iterator[int]:
 
 
 def _decode_rows(c: Config, shards: int) -> Iterator[int]:
-    P, G = c.rl.prompts_per_step, c.rl.num_generations
+    P, G = c.rl.prompts_per_step // c.rl.sample_parts, c.rl.num_generations
     now = P // decode_parts(P, G, c.rl.decode_rows, shards=shards)
     yield from (p * G for p in range(now - 1, 0, -1) if P % p == 0 and p % shards == 0)
 
