@@ -275,6 +275,10 @@ class RLConfig:
     """Parts into which an update's rows are split to save memory; the gradient is the same."""
     decode_rows: Count = 0
     """Rows decoded at once, refilled from the completions that wait as theirs end; 0: all of a step's. Same tokens."""
+    sample_parts: Positive = 1
+    """Parts of a step's prompts that are sampled one after the other; one is judged while the next is sampled."""
+    steps_off_policy: Literal[0, 1] = 0
+    """1: sample each step with the weights before the last update, while the host judges; needs importance_cap."""
     sampling: SamplingConfig = SamplingConfig()
     """How completions are drawn."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -284,7 +288,8 @@ class RLConfig:
     importance_cap: Annotated[float, pydantic.Field(ge=1.0)] | None = None
     """Multiply each token's term by the trainer's over the sampler's probability, at most this; None: not at all."""
     max_logprob_gap: NonNegative = 0.05
-    """Stop if the mean gap between the sampler's and the trainer's log-probabilities exceeds this (nats)."""
+    """Stop if the mean gap between the sampler's and the trainer's log-probabilities exceeds this (nats); both with the
+    weights that were sampled from."""
     max_skipped_steps: Positive = 5
     """Stop after so many updates in a row whose gradient was not finite."""
     logging_steps: Positive = 1

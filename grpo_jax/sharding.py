@@ -6,6 +6,7 @@ The batch is split over `data` and `fsdp`, the width of parameters over `fsdp`, 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -121,11 +122,33 @@ def host_to_global(tree: Any, sharding: NamedSharding) -> Any:
     )
 
 
+def start_to_host(tree: Any) -> Any:
+    """Start to bring global arrays to every process, and return what `global_to_host` then has only to wait for.
+
+    On several processes that is a program, which runs before those that are started later.
+    """
+
+    def start(x):
+        if not isinstance(x, jax.Array):
+            return x
+        if not x.is_fully_addressable and not x.is_fully_replicated:
+            x = _whole_everywhere(x.sharding.mesh)(x)
+        x.copy_to_host_async()
+        return x
+
+    return jax.tree.map(start, tree)
+
+
+@functools.cache
+def _whole_everywhere(mesh: Mesh) -> Any:
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))
+
+
 def global_to_host(tree: Any) -> Any:
     """Fetch global arrays as NumPy arrays, whole, on every process."""
 
     def fetch(x):
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
             from jax.experimental import multihost_utils
 
             return multihost_utils.process_allgather(x, tiled=True)

@@ -102,6 +102,13 @@ def _rl(rl: RLConfig) -> Iterator[str]:
             f"rl.importance_cap is {rl.importance_cap}, and rl.sampling.{' and '.join(narrow)} leaves tokens out: "
             "no factor makes up for what cannot be drawn; leave one of the two out"
         )
+    if rl.steps_off_policy and rl.importance_cap is None:
+        yield (
+            "rl.steps_off_policy is 1 and rl.importance_cap is absent: completions of older weights would be taken for "
+            "those of the present ones; give a cap, for example 2.0"
+        )
+    if P % rl.sample_parts:
+        yield (f"rl: {P} prompts cannot be cut into {rl.sample_parts} equal sample_parts; choose a divisor of {P}")
     if P % M and (M % P or G % (M // P)):
         yield (
             f"rl: {P} prompts of {G} completions cannot be cut into {M} equal microbatches; "

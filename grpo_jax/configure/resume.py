@@ -30,6 +30,7 @@ MAY_CHANGE = frozenset(
         "remat",
         "report_to",
         "rollout_steps",
+        "sample_parts",
         "save_steps",
         "save_total_limit",
         "scan_layers",

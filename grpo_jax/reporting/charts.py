@@ -185,6 +185,12 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
             "Level after the first step. A slow fall: completions grow or the host lags.",
         ),
         Chart(
+            "Who waits",
+            ("time/device_idle_s", "time/host_idle_s"),
+            "Seconds of a step in which the devices had nothing to run, and in which the host had nothing to do.",
+            "Idle devices near 0. Else: rl.sample_parts, faster rewards, or rl.steps_off_policy; see the timeline.",
+        ),
+        Chart(
             "Seconds by phase",
             ("time/sample_s", "time/reward_s", "time/train_s", "time/*"),
             "Where a step's time goes.",

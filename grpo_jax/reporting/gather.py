@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from grpo_jax.reporting.files import parse_object, read_json_lines
+from grpo_jax.reporting.lanes import read_lanes
 from grpo_jax.reporting.pace import in_words
 from grpo_jax.reporting.rollouts import rollout_files
 
@@ -26,6 +27,7 @@ class Run(NamedTuple):
     stages: dict[str, list[dict[str, Any]]]
     evaluations: list[dict[str, Any]]
     rollouts: dict[int, Path]
+    timeline: list[dict[str, Any]]
     problems: list[str]
 
 
@@ -46,6 +48,8 @@ def gather(directory: Path) -> Run:
             problems.append(f"{path}: not an evaluation (no object with metrics); left out")
         else:
             evaluations.append({"name": path.stem} | content)
+    timeline, bad = read_lanes(directory / "rl" / "timeline.jsonl")
+    problems += bad
     return Run(
         name=directory.resolve().name,
         config_text=text,
@@ -54,6 +58,7 @@ def gather(directory: Path) -> Run:
         stages={name: records for name, records in stages.items() if records},
         evaluations=evaluations,
         rollouts=rollout_files(directory / "rl"),
+        timeline=timeline,
         problems=[problem.replace(f"{directory}/", "") for problem in problems],
     )
 

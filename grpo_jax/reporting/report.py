@@ -22,6 +22,7 @@ from grpo_jax.reporting.charts import layout, verdict
 from grpo_jax.reporting.evaluations import columns
 from grpo_jax.reporting.files import is_primary, to_script_json, write_atomically
 from grpo_jax.reporting.gather import Run, facts, gather
+from grpo_jax.reporting.lanes import LANE_HEIGHT, LANE_PITCH, step_lanes
 from grpo_jax.reporting.pictures import MARK_PITCH, PLOT_HEIGHT, kinds, lines_over_k, table_rows
 from grpo_jax.reporting.selection import choose_rollouts
 from grpo_jax.reporting.series import MAX_NUMBERS, curves
@@ -70,6 +71,9 @@ def render(run: Run) -> str:
         places=places,
         plot_height=PLOT_HEIGHT,
         mark_pitch=MARK_PITCH,
+        steps=step_lanes(run.timeline, run.stages.get("rl", [])),
+        lane_height=LANE_HEIGHT,
+        lane_pitch=LANE_PITCH,
         stages=data["stages"],
         rollouts=data["rollouts"],
         problems=problems,

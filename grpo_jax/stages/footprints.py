@@ -186,20 +186,21 @@ def _rl(plant: Plant) -> Iterator[Phase]:
     trained = device_bytes(plant.trained)
     scored = scoring_work(plant, rows=algorithm.rows)
     gradients = {"gradient": trained, "gradients": 1 if c.microbatches == 1 else 2}
-    drawn = sampling_work(plant, c.prompts_per_step, sampling)
+    P = c.prompts_per_step // c.sample_parts
+    drawn = sampling_work(plant, P, sampling)
     batch_settings = ("rl", c.prompts_per_step, plant.config.prompt.max_prompt_length)
     settings = (*batch_settings, sampling._replace(decode_rows=0, cache_block=0), c.algorithm, c.importance_cap)
     scoring = (*settings, c.microbatches, c.head_chunk)
     twice = c.num_iterations > 1
-    ahead = partial(compile_ahead, mesh=plant.mesh, longest=_longest(plant, c.prompts_per_step, sampling))
+    ahead = partial(compile_ahead, mesh=plant.mesh, longest=_longest(plant, P, sampling))
 
     yield Phase(
         "rl: sampling",
         held,
         moments + copy + batch,
         drawn,
-        plant.key(*batch_settings, sampling, "sample", decode=True),
-        partial(ahead, programs.sample, plant.policy, step.rollout.prompts, step.state.key, 0),
+        plant.key(*batch_settings, P, sampling, "sample", decode=True),
+        partial(ahead, programs.sample, plant.policy, plant.prompts(P), step.state.key, 0),
     )
     if twice:
         yield Phase(

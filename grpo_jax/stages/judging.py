@@ -3,94 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.algorithms.advantages import dead_groups
 from grpo_jax.rewards.combine import combine
 from grpo_jax.rewards.reward import Reward, RewardError
 from grpo_jax.rewards.score import Scored, score
-from grpo_jax.sharding import agree, global_to_host
+from grpo_jax.sharding import agree, constrain, global_to_host
 from grpo_jax.stages.run import Run
 from grpo_jax.types import Problem, Rewards, Rollout
 
 
 class Judged(NamedTuple):
-    """The rewards of a rollout, by part and together."""
+    """The rewards of a rollout, by part and together; on the devices, until `on_host` brings them."""
 
     rewards: Rewards  # on the mesh, groups over the batch axis
-    parts: dict[str, np.ndarray]  # each [P, G] f32, NaN = cannot judge
-    outcome: np.ndarray  # [P, G] f32, the weighted sum
+    parts: dict[str, Any]  # each [P, G] f32, NaN = cannot judge
+    outcome: Any  # [P, G] f32, the weighted sum
     counts: dict[str, dict[str, int]]  # by reward: ungradable, timeout, error
+    dead: Any  # [P] bool, groups without signal
+
+    def on_host(self) -> Judged:
+        """The same with NumPy arrays, for metrics and rollouts."""
+        parts, outcome, dead = global_to_host((self.parts, self.outcome, self.dead))
+        return self._replace(parts=parts, outcome=outcome, dead=dead)
 
 
-def judge(
+class Told(NamedTuple):
+    """What the host rewards say of some problems on this host, or what made them fail."""
+
+    scored: Scored
+    failed: RewardError | None = None
+
+
+def score_text(
     run: Run,
     problems: Sequence[Problem],
-    texts: list[str],
-    rollout: Rollout,
+    texts: Sequence[str],
+    completion_ids: Sequence[Sequence[int]],
     rewards: Sequence[Reward],
     *,
     step: int,
-) -> Judged:
-    """Judge all completions; rewards come in the order of the config.
-
-    On several hosts each judges everything, and all go on with the numbers of the first.
-    """
+) -> Told:
+    """The rewards that read text, on this host alone: nothing runs on the devices, so that these go on meanwhile."""
     on_host = [reward for reward in rewards if reward.host is not None]
-    scored = score_text(run, problems, texts, rollout, on_host, step)
-    of_text = dict(zip((reward.name for reward in on_host), agree(scored.parts), strict=True))
+    size = len(texts) // len(problems)
+    try:
+        scored = score(
+            problems,
+            texts,
+            on_host,
+            run.workers,
+            num_generations=size,
+            prompts=[run.prompt_as_seen(problem) for problem in problems],
+            completion_ids=completion_ids,
+            conversational=run.conversational,
+            step=step,
+        )
+    except RewardError as error:
+        nothing = np.full((len(on_host), len(problems), size), np.nan, np.float32)
+        return Told(Scored(nothing, {}), error)
+    return Told(scored)
+
+
+def judge(run: Run, rollout: Rollout, told: Sequence[Told], rewards: Sequence[Reward]) -> Judged:
+    """The rewards of a rollout from what the host's say of its parts, in the order of the config; waits for nothing.
+
+    Part m of K holds the problems m, m + K, m + 2K, ... On several hosts each judges everything, and all go on with
+    the numbers of the first. A time limit may be met on one host and not on another, so whether to stop is the first
+    host's word, as the numbers are: hosts that decided alone would wait for each other for ever.
+    """
+    failed = next((part.failed for part in told if part.failed), None)
+    if agree(failed is not None):
+        raise failed or RewardError("a reward function failed on the first host; its message is there")
+    values = np.stack([part.scored.parts for part in told], axis=2)  # [R, P/K, K, G]
+    R, share, K, G = values.shape
+    values = agree(values.reshape(R, share * K, G))  # [R, P, G]
+    for error in [part.scored.error for part in told if part.scored.error]:
+        if error not in _told:
+            _told.add(error)
+            run.note(f"a reward function failed, its items are left out: {error}")
+    names = [reward.name for reward in rewards if reward.host is not None]
+    of_text = dict(zip(names, values, strict=True))
     parts = {
-        reward.name: np.asarray(of_text[reward.name])
-        if reward.host is not None
-        else global_to_host(_array_reward(reward, rollout))
+        reward.name: run.place(of_text[reward.name]) if reward.host is not None else _array_reward(reward, rollout)
         for reward in rewards
     }
     weights = np.array([reward.weight for reward in rewards], np.float32)
     optional = np.array([reward.optional for reward in rewards])
-    outcome = _combine(jnp.asarray(np.stack(list(parts.values()))), weights, optional)  # [P, G]
-    outcome = np.asarray(jax.device_get(outcome))
-    return Judged(Rewards(run.place(outcome)), parts, outcome, scored.counts)
+    outcome, dead = _combine(list(parts.values()), weights, optional)  # [P, G], [P]
+    counts = {
+        name: {what: sum(part.scored.counts[name][what] for part in told) for what in counted}
+        for name, counted in told[0].scored.counts.items()
+    }
+    return Judged(Rewards(outcome), parts, outcome, counts, dead)
 
 
-def score_text(
-    run: Run, problems: Sequence[Problem], texts: list[str], rollout: Rollout, rewards: Sequence[Reward], step: int
-) -> Scored:
-    """The rewards that read text; what went wrong for the first time is told.
-
-    A time limit may be met on one host and not on another, so whether to stop is the first host's word, as the
-    numbers are: hosts that decided alone would wait for each other for ever.
-    """
-    tokens, mask = global_to_host((rollout.completions.tokens, rollout.completion_mask))
-    size = len(texts) // len(problems)
-    try:
-        scored, failed = (
-            score(
-                problems,
-                texts,
-                rewards,
-                run.workers,
-                num_generations=size,
-                prompts=[run.prompt_as_seen(problem) for problem in problems],
-                completion_ids=[row[chosen].tolist() for row, chosen in zip(tokens, mask, strict=True)],
-                conversational=run.conversational,
-                step=step,
-            ),
-            None,
-        )
-    except RewardError as error:
-        scored, failed = Scored(np.full((len(rewards), len(problems), size), np.nan, np.float32), {}), error
-    if agree(failed is not None):
-        raise failed or RewardError("a reward function failed on the first host; its message is there")
-    if scored.error and scored.error not in _told:
-        _told.add(scored.error)
-        run.note(f"a reward function failed, its items are left out: {scored.error}")
-    return scored
+@jax.jit
+def _combine(parts: list[jax.Array], weights: jax.Array, optional: jax.Array) -> tuple[jax.Array, jax.Array]:
+    outcome = constrain(combine(jnp.stack(parts), weights, optional), "batch", None)
+    return outcome, dead_groups(outcome)
 
 
-_combine = jax.jit(combine)
 _compiled: dict[Reward, object] = {}
 _told: set[str] = set()
 

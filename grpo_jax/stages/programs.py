@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 
@@ -16,12 +17,14 @@ from grpo_jax.config import RLConfig, SFTConfig
 from grpo_jax.configure import find
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.sampler.sample import Sampling, sample
-from grpo_jax.sharding import replicated
+from grpo_jax.sharding import batch_shards, constrain, replicated
 from grpo_jax.training.optimizer import decayed
 from grpo_jax.training.state import abstract_state, state_shardings
-from grpo_jax.training.step import rollout_logprobs, train_step
+from grpo_jax.training.step import join_rows, rollout_logprobs, split_rows, train_step
 from grpo_jax.training.supervised import supervised_step
 from grpo_jax.types import Prompts, Rollout
+
+GAP = ("logprob_gap/mean", "logprob_gap/max")
 
 
 class RLPrograms(NamedTuple):
@@ -32,6 +35,9 @@ class RLPrograms(NamedTuple):
     experience: Callable[..., Any]
     update: Callable[..., Any]  # state, experience, frozen=base: donates the state
     freeze: Callable[[Any], Any]
+    gap: Callable[[Any, Rollout], dict[str, Array]]  # between sampler and trainer, on a few groups
+    join: Callable[[tuple[Rollout, ...]], Rollout]  # the parts of a step, `rl.sample_parts`, as one
+    cut: Callable[[Rollout], tuple[Rollout, ...]]  # its inverse
 
 
 def algorithm_of(config: RLConfig) -> Algorithm:
@@ -86,13 +92,47 @@ def rl_programs(
         "microbatches": config.microbatches,
     }
     update = partial(train_step, **scoring, algorithm=algorithm, optimizer=optimizer)
+    shards, P, K = batch_shards(_mesh(params)), config.prompts_per_step, config.sample_parts
     return RLPrograms(
         sample=sampling_program(model, sampling),
         logprobs=jax.jit(partial(rollout_logprobs, **scoring)),
         experience=jax.jit(partial(make_experience, algorithm)),
         update=update_program(update, optimizer, params),
         freeze=freeze_program(model) if algorithm.reference else jax.jit(lambda params: {}),
+        gap=jax.jit(partial(sampler_gap, **scoring | {"microbatches": P // K // shards})),
+        join=jax.jit(join_parts),
+        cut=jax.jit(partial(cut_parts, count=K)),
     )
+
+
+def sampler_gap(params: Any, rollout: Rollout, *, microbatches: int, **scoring: Any) -> dict[str, Array]:
+    """How far the trainer is from the sampler, with the weights that were sampled from: on the first micro-batch.
+
+    -> mean and largest value (`GAP`) of the absolute difference, over the chosen tokens.
+    """
+    rows = jax.tree.map(lambda x: x[0], split_rows(rollout, microbatches))
+    logprobs = rollout_logprobs(params, rows, **scoring)
+    gap = jnp.where(rows.completion_mask, jnp.abs(logprobs - rows.logprobs), 0.0)
+    return dict(zip(GAP, (gap.sum() / rows.completion_mask.sum(), gap.max()), strict=True))
+
+
+def join_parts(parts: tuple[Rollout, ...]) -> Rollout:
+    """Put together what was sampled in K parts: part m holds the prompts m, m + K, m + 2K, ... of the whole."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = jax.tree.map(lambda *x: jnp.stack(x), *parts)
+    P, B = (x.shape[0] * x.shape[1] for x in (whole.prompts.index, whole.finished))
+    prompts = jax.tree.map(lambda x: join_rows(x, P, 1), whole.prompts)
+    rollout = jax.tree.map(lambda x: join_rows(x, P, B // P), whole.replace(prompts=None)).replace(prompts=prompts)
+    return jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), rollout)
+
+
+def cut_parts(rollout: Rollout, *, count: int) -> tuple[Rollout, ...]:
+    """The inverse of `join_parts`."""
+    if count == 1:
+        return (rollout,)
+    stacked = split_rows(rollout, count)
+    return tuple(jax.tree.map(lambda x, m=m: x[m], stacked) for m in range(count))
 
 
 def sft_program(

@@ -61,7 +61,7 @@ def _halves(value: int) -> Iterator[int]:
 
 
 def _decode_rows(c: Config, shards: int) -> Iterator[int]:
-    P, G = c.rl.prompts_per_step, c.rl.num_generations
+    P, G = c.rl.prompts_per_step // c.rl.sample_parts, c.rl.num_generations
     R, M = lanes_and_rows(P, G, c.rl.decode_rows, shards=shards)
     yield from (R * m for m in range(M - 1, 0, -1) if R % shards == 0)
 

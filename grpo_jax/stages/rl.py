@@ -18,6 +18,7 @@ continued training, has nothing to do where rewards are rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,24 +26,34 @@ import jax
 
 from grpo_jax.algorithms.algorithm import Algorithm
 from grpo_jax.config import RLConfig
-from grpo_jax.data.order import OrderError, distinct_indices
+from grpo_jax.data.order import OrderError
 from grpo_jax.reporting.metrics import MetricsWriter, read_metrics
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.rollouts import drop_rollouts_after
+from grpo_jax.reporting.timeline import DEVICE, LOOP
 from grpo_jax.rewards.reward import Reward, check_rewards, load_rewards
 from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards
-from grpo_jax.stages.judging import Judged, judge
+from grpo_jax.stages.exploration import (
+    Collected,
+    Drawn,
+    Stage,
+    abstract_ahead,
+    draw,
+    draw_again,
+    explore,
+    open_stage,
+)
 from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.programs import RLPrograms, algorithm_of, compiled, rl_programs
 from grpo_jax.stages.rollouts import keep_rollouts, step_metrics
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import load_answered, source_record
 from grpo_jax.training.health import Health
-from grpo_jax.training.optimizer import learning_rate_at, make_optimizer
+from grpo_jax.training.optimizer import learning_rates, make_optimizer
 from grpo_jax.training.state import abstract_copy, abstract_state, create_state
 from grpo_jax.training.step import group_cuts
-from grpo_jax.types import Experience, Problem, Rollout, TrainState
+from grpo_jax.types import Experience, Problem, TrainState
 
 Evaluate = Callable[[Any], dict[str, float] | None]
 
@@ -56,26 +67,6 @@ class Prepared(NamedTuple):
     data: dict[str, Any]  # what a checkpoint keeps of the source
 
 
-class Stage(NamedTuple):
-    """What a step needs and does not change."""
-
-    run: Run
-    problems: Sequence[Problem]
-    algorithm: Algorithm
-    rewards: tuple[Reward, ...]
-    programs: RLPrograms
-
-
-class Collected(NamedTuple):
-    """A batch of experience and where it comes from."""
-
-    indices: Sequence[int]  # of the problems
-    rollout: Rollout
-    texts: list[str]
-    judged: Judged
-    experience: Experience
-
-
 def prepare(run: Run) -> Prepared:
     """Read the task prompts, load algorithm and rewards, and say what a step is."""
     c: RLConfig = run.config.rl
@@ -84,8 +75,10 @@ def prepare(run: Run) -> Prepared:
     length = run.config.prompt.max_prompt_length + c.sampling.max_completion_length
     run.check_length("prompt.max_prompt_length + rl.sampling.max_completion_length", length)
     cut = group_cuts(c.prompts_per_step, c.num_generations, c.microbatches, rows=algorithm.rows)
+    run.check_batch(f"each of {c.sample_parts} rl.sample_parts", c.prompts_per_step // c.sample_parts)
     run.check_batch(f"each of {c.microbatches} rl.microbatches", c.prompts_per_step * cut // c.microbatches)
-    lanes_and_rows(c.prompts_per_step, c.num_generations, c.decode_rows, shards=batch_shards(run.mesh))
+    P = c.prompts_per_step // c.sample_parts
+    lanes_and_rows(P, c.num_generations, c.decode_rows, shards=batch_shards(run.mesh))
     rewards = load_rewards(c.rewards)
     check_rewards(rewards, run.workers)
     problems = load_answered(run, c.source)
@@ -126,41 +119,42 @@ def train(
     sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows)
     params = abstract(run.model.config, run.mesh)
     programs = rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params)
-    stage = Stage(run, prepared.problems, prepared.algorithm, prepared.rewards, programs)
     health = Health(c.max_skipped_steps, c.max_logprob_gap if sampling.distribution.full_support else None)
+    rates = learning_rates(c.optimizer, updates_in_all)
 
     with run.checkpoints("rl", c.save_total_limit) as checkpoints:
-        state, reference, start = begin(stage, checkpoints, optimizer, initial, data)
+        state, reference, ahead, start = begin(run, programs, checkpoints, optimizer, initial, data)
         drop_rollouts_after(run.stage("rl"), start)
         with (
+            open_stage(run, *prepared[:3], programs, total, start) as stage,
             run.metrics_log("rl") as log,
             Progress("rl", total=total, start=start) as progress,
         ):
             log.truncate_after(start)
             if start and not evaluated(log.path, start):  # stopped in the middle of an evaluation
                 look(stage, state, start, evaluate, log, progress)
+            ahead = ahead and draw_again(stage, **ahead, step=start)
             for step in range(start, total):  # lines 2 and 4
                 if step % c.max_steps == 0:
                     reference = programs.freeze(state.params)  # 3
-                saved = {"state": state, "reference": reference}
+                drawn, later = ahead or draw(stage, state, step), step + 1 < total  # 5, 7
+                saved = to_save(stage, state, reference, drawn)
+                if c.steps_off_policy:
+                    ahead = draw(stage, state, step + 1) if later else None  # while the host judges
                 with run.keeping(checkpoints, step, saved, data):
-                    batch = collect(stage, state, reference, step, progress)  # 5 to 9
+                    batch = explore(stage, state, reference, drawn, progress)  # 6, 8, 9
                 run.leave_if_asked(checkpoints, step, total, saved, data)
-                state, updates = improve(stage, state, batch.experience, progress)  # 10, 11
-                done, saved = step + 1, {"state": state, "reference": reference}
-                metrics = step_metrics(batch.rollout, batch.judged, updates, progress.seconds) | {
-                    "learning_rate": learning_rate_at(c.optimizer, updates_in_all, done * c.num_iterations - 1),
-                    "compiles": compiled(*programs),
-                }
-                logged = done % c.logging_steps == 0 or done == total
-                if logged:
-                    log.write(done, metrics)
-                if c.rollout_steps and (step % c.rollout_steps == 0 or done == total):
-                    keep_rollouts(run, done, prepared.problems, *batch)
+                state, updates = improve(stage, state, batch.experience, step)  # 10, 11
+                if not c.steps_off_policy:
+                    ahead = draw(stage, state, step + 1) if later else None  # while the host writes
+                done, saved = step + 1, to_save(stage, state, reference, ahead)
+                batch, metrics = measure(stage, drawn, batch, updates, progress)
+                metrics |= {"learning_rate": rates[done * c.num_iterations - 1], "compiles": compiled(*programs)}
+                logged = record(stage, log, done, total, metrics, batch)
                 with run.keeping(checkpoints, done, saved, data):
                     health.check(done, metrics)  # after the log, which shows what was wrong
                 look(stage, state, done, evaluate, log, progress)
-                with progress.phase("save"):
+                with progress.phase("save"), stage.timeline.span(LOOP, "save", done):
                     run.save_if_due(checkpoints, c, done, total, saved, data)
                 progress.advance(metrics if logged else None)
     run.finish("rl", total)
@@ -168,19 +162,45 @@ def train(
 
 
 def begin(
-    stage: Stage, checkpoints: Any, optimizer: Any, initial: Callable[[], Any], data: Mapping[str, Any]
-) -> tuple[TrainState, Any, int]:
-    """The state, the reference and the step to go on from: a checkpoint's, or line 1 of the algorithm.
+    run: Run,
+    programs: RLPrograms,
+    checkpoints: Any,
+    optimizer: Any,
+    initial: Callable[[], Any],
+    data: Mapping[str, Any],
+) -> tuple[TrainState, Any, dict[str, Any] | None, int]:
+    """State, reference, what was sampled ahead, and the step to go on from: a checkpoint's, or line 1 of the algorithm.
 
     The state's arrays are donated to each update, those of `initial()` among them.
     """
-    run = stage.run
     state = abstract_state(abstract(run.model.config, run.mesh), optimizer, run.mesh)
-    reference = abstract_copy(stage.programs.freeze, state.params)
-    resumed, start = run.restore(checkpoints, {"state": state, "reference": reference}, data)
+    kept = {"state": state, "reference": abstract_copy(programs.freeze, state.params)}
+    resumed, start = run.restore(checkpoints, lambda step: kept | abstract_ahead(run, step), data)
     if resumed:
-        return resumed["state"], resumed["reference"], start
-    return create_state(initial(), optimizer, run.config.seed, run.mesh), None, 0
+        return resumed["state"], resumed["reference"], resumed.get("ahead"), start
+    return create_state(initial(), optimizer, run.config.seed, run.mesh), None, None, 0
+
+
+def to_save(stage: Stage, state: TrainState, reference: Any, ahead: Drawn | None) -> dict[str, Any]:
+    """All that a run needs to go on: of what was sampled ahead only what no longer can be sampled again."""
+    kept = {"state": state, "reference": reference}
+    if stage.run.config.rl.steps_off_policy and ahead:  # its weights are gone
+        kept |= {"ahead": {"rollout": stage.programs.join(ahead.parts), "gap": ahead.gap}}
+    return kept
+
+
+def record(
+    stage: Stage, log: MetricsWriter, done: int, total: int, metrics: Mapping[str, Any], batch: Collected
+) -> bool:
+    """Write the metrics and the rollouts of a step where they are due; returns whether a line was written."""
+    run, c = stage.run, stage.run.config.rl
+    logged = done % c.logging_steps == 0 or done == total
+    with stage.timeline.span(LOOP, "write", done):
+        if logged:
+            log.write(done, metrics)
+        if c.rollout_steps and ((done - 1) % c.rollout_steps == 0 or done == total):
+            keep_rollouts(run, done, stage.problems, *batch)
+    return logged
 
 
 def look(
@@ -192,7 +212,8 @@ def look(
     """
     every = stage.run.config.rl.eval_steps
     if evaluate and every and step % every == 0:
-        with progress.phase("evaluate"):
+        span = partial(stage.timeline.span, what="evaluate", step=step + 1)
+        with progress.phase("evaluate"), span(DEVICE), span(LOOP):
             numbers = evaluate(stage.run.policy(state.params))
         if numbers:
             log.write(step, numbers)
@@ -204,32 +225,33 @@ def evaluated(path: Path, step: int) -> bool:
     return bool(agree(any(line["step"] == step and any(key.startswith("eval/") for key in line) for line in lines)))
 
 
-def collect(stage: Stage, state: TrainState, reference: Any, step: int, progress: Progress) -> Collected:
-    """One exploration: lines 5 to 9 of the algorithm."""
-    run, programs, c = stage.run, stage.programs, stage.run.config.rl
-    indices = distinct_indices(len(stage.problems), c.prompts_per_step, seed=run.config.seed, step=step)  # 5
-    batch = [stage.problems[i] for i in indices]
-    policy = run.policy(state.params)
-    with progress.phase("sample"):
-        rollout = programs.sample(policy, run.prompts(stage.problems, indices), state.key, step)  # 7
-        rollout = run.end_at_stop(rollout, c.sampling.stop)
-        texts = run.texts(rollout)
-    with progress.phase("reward"):
-        judged = judge(run, batch, texts, rollout, stage.rewards, step=step + 1)  # 8
-    with progress.phase("train"):
-        old = programs.logprobs(policy, rollout) if c.num_iterations > 1 else None  # 6
-        ref = programs.logprobs(run.policy(reference), rollout) if stage.algorithm.reference else None
-        experience = programs.experience(rollout, judged.rewards, old, ref)  # 9
-    return Collected(indices, rollout, texts, judged, experience)
-
-
 def improve(
-    stage: Stage, state: TrainState, experience: Experience, progress: Progress
+    stage: Stage, state: TrainState, experience: Experience, step: int
 ) -> tuple[TrainState, list[dict[str, Any]]]:
-    """The updates on one batch: lines 10 and 11; their metrics come to the host."""
-    updates = []
-    with progress.phase("train"):
+    """Start the updates on one batch: lines 10 and 11; their metrics are on the devices yet."""
+    timeline, updates = stage.timeline, []
+    with timeline.span(LOOP, "start update", step + 1):
         for _ in range(stage.run.config.rl.num_iterations):
-            state, update = stage.programs.update(state, experience, frozen=stage.run.frozen)
+            arguments = (state, experience)
+            state, update = timeline.run(
+                "update",
+                step + 1,
+                stage.programs.update,
+                *arguments,
+                frozen=stage.run.frozen,
+                of=lambda result: result[1],
+            )
             updates.append(update)
-        return state, jax.device_get(updates)
+    return state, updates
+
+
+def measure(
+    stage: Stage, drawn: Drawn, batch: Collected, updates: Sequence[Any], progress: Progress
+) -> tuple[Collected, dict[str, float]]:
+    """Wait for the end of a step; the batch with its rewards on the host, and the step's metrics."""
+    with progress.phase("train"), stage.timeline.wait():
+        updates = jax.device_get(updates)
+    batch = batch._replace(judged=batch.judged.on_host())
+    waited = stage.timeline.finish(drawn.step + 1)
+    metrics = step_metrics(batch.rollout, batch.judged, updates, progress.seconds, waited)
+    return batch, metrics | jax.device_get(drawn.gap)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from grpo_jax.algorithms.advantages import dead_groups
 from grpo_jax.data.prompts import prompt_text
 from grpo_jax.reporting.rollouts import rollout_groups, span, token_texts, write_rollouts
 from grpo_jax.rewards.extract import extract_answer
@@ -19,15 +17,21 @@ from grpo_jax.types import Experience, Problem, Rollout
 
 
 def step_metrics(
-    rollout: Rollout, judged: Judged, updates: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]
+    rollout: Rollout,
+    judged: Judged,
+    updates: Sequence[Mapping[str, Any]],
+    seconds: Mapping[str, float],
+    waited: Mapping[str, float],
 ) -> dict[str, float]:
-    """The numbers of one step, of its rollout, rewards, updates (a mean over them) and phases."""
+    """The numbers of one step, of its rollout, rewards, updates (a mean over them), phases and timeline."""
     mask, finished = (np.asarray(x) for x in global_to_host((rollout.completion_mask, rollout.finished)))
     lengths = mask.sum(-1)
     of_updates = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
     # Sampler and trainer are comparable in the first update only; later the policy has moved.
     of_updates |= {name: float(value) for name, value in updates[0].items() if name.startswith("logprob_gap/")}
     prompt_tokens = int(np.asarray(global_to_host(rollout.prompts.sequences.segments)).sum())
+    waited = dict(waited)
+    sampling_s = waited.pop("time/device_sample_s")  # of the programs alone, wherever the loop was meanwhile
     sample_s = sum(s for name, s in seconds.items() if "sample" in name)
     train_s = sum(s for name, s in seconds.items() if "train" in name)
     return (
@@ -38,12 +42,13 @@ def step_metrics(
             "completions/max_length": float(lengths.max()),
             "completions/clipped_ratio": float(1.0 - finished.mean()),
             "num_tokens": int(lengths.sum()) + prompt_tokens,
-            "tokens_per_sec/sample": float(lengths.sum() / max(sample_s, 1e-9)),
+            "tokens_per_sec/sample": float(lengths.sum() / max(sampling_s, 1e-9)),
             "tokens_per_sec/train": float((lengths.sum() + prompt_tokens) / max(train_s, 1e-9)),
             "time/sample_s": sample_s,
             "time/reward_s": seconds.get("reward", 0.0),
             "time/train_s": train_s,
         }
+        | waited
         | of_updates
     )
 
@@ -54,7 +59,7 @@ def reward_metrics(judged: Judged) -> dict[str, float]:
     result = {
         "reward": _mean(judged.outcome),
         "reward_std": _mean(np.array([_std(group) for group in judged.outcome])),
-        "frac_reward_zero_std": float(np.mean(jax.device_get(dead_groups(judged.outcome)))),
+        "frac_reward_zero_std": float(np.mean(judged.dead)),
         "frac_unjudged": float(1.0 - judgeable.mean()),
     }
     for name, part in judged.parts.items():

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -120,15 +120,19 @@ class Run:
 
     def end_at_stop(self, rollout: Rollout, stop: Sequence[str]) -> Rollout:
         """Apply stop strings, which need text, and lay the changed rollout on the mesh again."""
-        if not stop:
-            return rollout
-        cut = cut_at_stop(global_to_host(rollout), self.tokenizer.decode, stop, pad_id=self.pad_id)
-        return self.place(cut)
+        return self.place(self.cut_at_stop(global_to_host(rollout), stop)) if stop else rollout
+
+    def cut_at_stop(self, rollout: Rollout, stop: Sequence[str]) -> Rollout:
+        """A rollout of host arrays, its completions ended at the stop strings."""
+        return cut_at_stop(rollout, self.tokenizer.decode, stop, pad_id=self.pad_id)
 
     def texts(self, rollout: Rollout) -> list[str]:
         """The text of each completion [B], without special tokens."""
         tokens, mask = global_to_host((rollout.completions.tokens, rollout.completion_mask))
-        rows = [row[chosen].tolist() for row, chosen in zip(tokens, mask, strict=True)]
+        return self.decode([row[chosen].tolist() for row, chosen in zip(tokens, mask, strict=True)])
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each row of tokens, without special tokens."""
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     def note(self, message: str) -> None:
@@ -152,8 +156,12 @@ class Run:
             announce=lambda saved: self.note(f"{stage}: step {saved.step} is saved ({saved.seconds:.1f} s)"),
         )
 
-    def restore(self, checkpoints: Checkpoints, abstract: Any, data: dict[str, Any]) -> tuple[Any, int]:
-        """The newest good checkpoint and its step, or None and 0; says what was passed over and why.
+    def restore(
+        self, checkpoints: Checkpoints, abstract: Callable[[int], Any], data: dict[str, Any]
+    ) -> tuple[Any, int]:
+        """The newest good checkpoint, of the form `abstract(step)`, and its step; or None and 0.
+
+        Says what was passed over and why.
 
         Raises `CheckpointError` if the problems are not those of the checkpoint, as what follows would be others, and
         what `check_base` raises.
@@ -171,7 +179,7 @@ class Run:
                 f"{then} then, {now} now; bring them back, or start in another output_dir"
             )
         self.check_base(checkpoints, newest.step)
-        tree, _ = checkpoints.restore(newest.step, abstract)
+        tree, _ = checkpoints.restore(newest.step, abstract(newest.step))
         self.note(f"resumed at step {newest.step} of {checkpoints.directory.parent.name}")
         return tree, newest.step
 

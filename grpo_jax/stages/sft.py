@@ -73,7 +73,7 @@ def train(run: Run, initial: Callable[[], Any], prepared: Prepared) -> Any:
 
     with run.checkpoints("sft", c.save_total_limit) as checkpoints:
         saved = {"state": abstract_state(params, optimizer, run.mesh)}
-        resumed, start = run.restore(checkpoints, saved, prepared.data)
+        resumed, start = run.restore(checkpoints, lambda step: saved, prepared.data)
         # From here on the state's arrays are donated to each update, those of `initial()` among them.
         state = resumed["state"] if resumed else create_state(initial(), optimizer, run.config.seed, run.mesh)
         del resumed

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from grpo_jax.config import OptimizerConfig
@@ -79,6 +80,12 @@ def _shape(config: OptimizerConfig, total_steps: int):
 def learning_rate_at(config: OptimizerConfig, total_steps: int, step: int) -> float:
     """The learning rate of update `step` (from 0) as a Python number, for tables and metrics."""
     return float(schedule(config, total_steps)(step))
+
+
+def learning_rates(config: OptimizerConfig, total_steps: int) -> np.ndarray:
+    """The learning rates of all updates [total_steps], made at once: to ask for one, no device is waited for."""
+    rates = schedule(config, total_steps)(np.arange(total_steps))
+    return np.broadcast_to(rates, total_steps)  # a constant one is one number
 
 
 def decayed(params: Any) -> Any:

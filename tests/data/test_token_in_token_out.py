@@ -18,7 +18,8 @@ from grpo_jax.configure import find, load
 from grpo_jax.data.demonstrations import demonstration
 from grpo_jax.rewards.reward import Part, Reward
 from grpo_jax.sharding import make_mesh
-from grpo_jax.stages import rl
+from grpo_jax.stages import exploration
+from grpo_jax.stages.programs import join_parts
 from grpo_jax.stages.run import Run
 from grpo_jax.types import Problem, Rollout, Sequences
 
@@ -118,17 +119,20 @@ def stage(chatml, tmp_path):
     algorithm = find("algorithms", "grpo").build(config.rl.algorithm)
     programs = SimpleNamespace(
         sample=drawn(said),
+        join=join_parts,
         logprobs=lambda params, rollout: rollout.logprobs,
         experience=lambda *args: make_experience(algorithm, *args),
     )
     reward = Reward("some", 1.0, host=lambda batch, workers: Part([1, 0, 0, 1], {}))
-    return rl.Stage(run, PROBLEMS, algorithm, (reward,), programs), said, texts
+    with exploration.open_stage(run, PROBLEMS, algorithm, (reward,), programs, 1, 0) as stage:
+        yield stage, said, texts
 
 
 def test_the_ids_drawn_are_the_ids_learnt_and_no_completion_is_encoded(stage, chatml):
     stage, said, texts = stage
     progress = SimpleNamespace(phase=lambda name: contextlib.nullcontext())
-    batch = rl.collect(stage, SimpleNamespace(params={}, key=None), {}, 0, progress)
+    state = SimpleNamespace(params={}, key=None)
+    batch = exploration.explore(stage, state, {}, exploration.draw(stage, state, 0), progress)
     assert sorted(batch.texts) == ["answer", "apples", "system", "think"]
     for arrays in (batch.rollout, batch.experience):
         tokens, mask = np.asarray(arrays.completions.tokens), np.asarray(arrays.completion_mask)

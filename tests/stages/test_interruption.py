@@ -9,7 +9,7 @@ import pytest
 from small_runs import EVALUATION, assert_equal_leaves, metrics, rollouts, run, steps, write_settings
 
 from grpo_jax.configure import ConfigError
-from grpo_jax.stages import evaluation, rl
+from grpo_jax.stages import evaluation, exploration, rl
 from grpo_jax.training.interrupt import Interrupted
 
 
@@ -38,16 +38,16 @@ def test_a_signal_in_every_phase(evaluated, workers, tmp_path, capsys):
     said = stopped(signalled(evaluation, "draw", call=2), file, tmp_path, workers)
     assert "stopped in evaluation 'before', which is not kept" in str(said) and not (tmp_path / "rl").exists()
 
-    said = stopped(signalled(rl, "judge", call=1), file, tmp_path, workers)
+    said = stopped(signalled(exploration, "judge", call=1), file, tmp_path, workers)
     assert "stopped before the first step" in str(said) and steps(tmp_path, "rl") == []
 
     said = stopped(signalled(rl, "improve", call=1), file, tmp_path, workers)
     assert "stopped after step 1 of 3, which is saved" in str(said) and steps(tmp_path, "rl") == [1]
 
-    said = stopped(signalled(rl, "judge", call=2), file, tmp_path, workers)
+    said = stopped(signalled(exploration, "judge", call=2), file, tmp_path, workers)
     assert "stopped after step 2 of 3, which is saved" in str(said) and steps(tmp_path, "rl") == [1, 2]
 
-    said = stopped(signalled(rl, "distinct_indices", call=1, signum=signal.SIGINT), file, tmp_path, workers)
+    said = stopped(signalled(exploration, "distinct_indices", call=1, signum=signal.SIGINT), file, tmp_path, workers)
     assert "stopped after step 2 of 3, which is saved" in str(said) and said.exit_code == 130
 
     said = stopped(signalled(evaluation, "draw", call=1), file, tmp_path, workers)

@@ -1,0 +1,217 @@
+"""Lines 5 to 9 of the algorithm, so arranged that devices and host work at the same time.
+
+    devices   sample part 1 | sample part 2 | reference ... | update | sample part 1 of the next step
+    graders                 | judge part 1  | judge part 2  |
+    loop      start all of it, wait, ...                             | write metrics and rollouts
+
+What runs on the devices is started before its inputs are there and is never waited for by the loop but at the end of a
+step. A thread of its own waits for the tokens of one part after the other, decodes and judges them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from grpo_jax.algorithms.algorithm import Algorithm
+from grpo_jax.data.order import distinct_indices
+from grpo_jax.reporting.progress import Progress
+from grpo_jax.reporting.timeline import GRADERS, LOOP, Timeline
+from grpo_jax.rewards.reward import Reward
+from grpo_jax.sharding import global_to_host, named, replicated, start_to_host
+from grpo_jax.stages.judging import Judged, Told, judge, score_text
+from grpo_jax.stages.programs import GAP, RLPrograms
+from grpo_jax.stages.run import Run
+from grpo_jax.types import Experience, Problem, Prompts, Rollout, Sequences, TrainState
+
+
+class Stage(NamedTuple):
+    """What a step needs and does not change."""
+
+    run: Run
+    problems: Sequence[Problem]
+    algorithm: Algorithm
+    rewards: tuple[Reward, ...]
+    programs: RLPrograms
+    timeline: Timeline
+    graders: ThreadPoolExecutor  # of one thread, which reads and judges in order
+
+
+@contextlib.contextmanager
+def open_stage(
+    run: Run,
+    problems: Sequence[Problem],
+    algorithm: Algorithm,
+    rewards: tuple[Reward, ...],
+    programs: RLPrograms,
+    total: int,
+    start: int,
+) -> Iterator[Stage]:
+    """The stage for steps `start` to `total`, with its thread and its timeline."""
+    graders = ThreadPoolExecutor(1, "graders")
+    try:
+        with Timeline(run.stage("rl"), total, start) as timeline:
+            yield Stage(run, problems, algorithm, rewards, programs, timeline, graders)
+    finally:
+        graders.shutdown(cancel_futures=True)  # what was sampled ahead of an error is not judged
+
+
+class Read(NamedTuple):
+    """A part of a rollout as the host sees it, ended at the stop strings."""
+
+    rollout: Rollout | None  # with host arrays, where stop strings are looked for
+    tokens: list[list[int]]  # the chosen ones of each row
+    texts: list[str]
+
+
+class Drawn(NamedTuple):
+    """The completions of a step, perhaps still being sampled and judged.
+
+    Part m of K holds the prompts m, m + K, m + 2K, ..., so that each device keeps its own rows.
+    """
+
+    step: int  # from 0
+    indices: np.ndarray  # [P] of the problems
+    parts: tuple[Rollout, ...]
+    gap: dict[str, Array]  # between sampler and trainer; {} where the update itself measures it
+    read: tuple[Future[Read], ...]
+    told: tuple[Future[Told], ...]
+
+
+class Collected(NamedTuple):
+    """A batch of experience and where it comes from."""
+
+    indices: Sequence[int]  # of the problems
+    rollout: Rollout
+    texts: list[str]
+    judged: Judged
+    experience: Experience
+
+
+def draw(stage: Stage, state: TrainState, step: int) -> Drawn:
+    """Start to sample the completions of a step from the present policy, and to judge them: lines 5, 7 and 8."""
+    run, c, timeline = stage.run, stage.run.config.rl, stage.timeline
+    indices = distinct_indices(len(stage.problems), c.prompts_per_step, seed=run.config.seed, step=step)  # 5
+    policy = run.policy(state.params)
+    parts, judging = [], []
+    with timeline.span(LOOP, "start sampling", step + 1):
+        for m in range(c.sample_parts):
+            prompts = run.prompts(stage.problems, indices[m :: c.sample_parts])
+            sampled = (policy, prompts, state.key, step)
+            part = timeline.run("sample", step + 1, stage.programs.sample, *sampled, of=lambda part: part.finished)  # 7
+            parts.append(part)
+            judging.append(start_judging(stage, part, indices[m :: c.sample_parts], step))  # 8
+        gap = {}
+        if c.steps_off_policy:  # by the time of the update, the policy is another
+            gap = timeline.run("check", step + 1, stage.programs.gap, policy, parts[0])
+    return Drawn(step, indices, tuple(parts), gap, *zip(*judging, strict=True))
+
+
+def abstract_ahead(run: Run, step: int) -> dict[str, Any]:
+    """What is kept of a step that was sampled ahead, in abstract form; {} if none is after so many steps."""
+    c = run.config.rl
+    if not c.steps_off_policy or step == c.iterations * c.max_steps:
+        return {}
+    P, Tp, Tc = c.prompts_per_step, run.config.prompt.max_prompt_length, c.sampling.max_completion_length
+    B = P * c.num_generations
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=named(run.mesh, "batch"))
+
+    rollout = Rollout(
+        prompts=Prompts(Sequences(*[array(P, Tp)] * 3), array(P)),
+        completions=Sequences(*[array(B, Tc)] * 3),
+        completion_mask=array(B, Tc, dtype=jnp.bool_),
+        logprobs=array(B, Tc, dtype=jnp.float32),
+        finished=array(B, dtype=jnp.bool_),
+    )
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(run.mesh))
+    return {"ahead": {"rollout": rollout, "gap": dict.fromkeys(GAP, number)}}
+
+
+def draw_again(stage: Stage, rollout: Rollout, gap: dict[str, Array], step: int) -> Drawn:
+    """What `draw` gave when the run was stopped, from its rollout; it is judged again."""
+    c = stage.run.config.rl
+    indices = distinct_indices(len(stage.problems), c.prompts_per_step, seed=stage.run.config.seed, step=step)
+    parts = stage.programs.cut(rollout)
+    judging = [start_judging(stage, part, indices[m :: len(parts)], step) for m, part in enumerate(parts)]
+    return Drawn(step, indices, parts, gap, *zip(*judging, strict=True))
+
+
+def start_judging(stage: Stage, part: Rollout, indices: np.ndarray, step: int) -> tuple[Future[Read], Future[Told]]:
+    """Let the graders' thread read a part of a rollout when it is there, and then judge it."""
+    problems = [stage.problems[i] for i in indices]
+    stop = stage.run.config.rl.sampling.stop
+    seen = start_to_host(part if stop else (part.completions.tokens, part.completion_mask))
+    read = stage.graders.submit(read_part, stage, seen, step + 1)
+    return read, stage.graders.submit(judge_part, stage, problems, read, step + 1)
+
+
+def read_part(stage: Stage, seen: Any, step: int) -> Read:
+    """Wait for the tokens of a part, end them at the stop strings, and decode them."""
+    stop, part = stage.run.config.rl.sampling.stop, None
+    seen = global_to_host(seen)
+    with stage.timeline.span(GRADERS, "read", step):
+        if stop:
+            part = stage.run.cut_at_stop(seen, stop)
+            seen = part.completions.tokens, part.completion_mask
+        chosen = [row[keep].tolist() for row, keep in zip(*seen, strict=True)]
+        return Read(part, chosen, stage.run.decode(chosen))
+
+
+def judge_part(stage: Stage, problems: Sequence[Problem], read: Future[Read], step: int) -> Told:
+    """Judge what was read."""
+    seen = read.result()  # of the task before this one
+    with stage.timeline.span(GRADERS, "judge", step):
+        return score_text(stage.run, problems, seen.texts, seen.tokens, stage.rewards, step=step)
+
+
+def explore(stage: Stage, state: TrainState, reference: Any, drawn: Drawn, progress: Progress) -> Collected:
+    """The experience of a step from its completions: lines 6, 8 and 9.
+
+    What scores them on the devices is started before they are judged, and before they are sampled unless stop
+    strings, which the host looks for, may still change them.
+    """
+    run, programs, timeline, c = stage.run, stage.programs, stage.timeline, stage.run.config.rl
+    with progress.phase("sample"):
+        rollout = None if c.sampling.stop else programs.join(drawn.parts)
+        passes = None if c.sampling.stop else start_passes(stage, state, reference, rollout, drawn.step)
+        with timeline.wait():
+            read = [part.result() for part in drawn.read]
+        if rollout is None:
+            rollout = programs.join(tuple(run.place(part.rollout) for part in read))
+            passes = start_passes(stage, state, reference, rollout, drawn.step)
+    with progress.phase("reward"), timeline.wait():
+        told = [part.result() for part in drawn.told]
+    with progress.phase("train"), timeline.span(LOOP, "start update", drawn.step + 1):
+        judged = judge(run, rollout, told, stage.rewards)  # 8
+        experience = programs.experience(rollout, judged.rewards, *passes)  # 9
+    texts = in_order([part.texts for part in read], c.num_generations)
+    return Collected(drawn.indices, rollout, texts, judged, experience)
+
+
+def in_order(texts: Sequence[Sequence[str]], num_generations: int) -> list[str]:
+    """The rows of K parts in the order of the whole: prompt p is in part p mod K."""
+    groups = [[part[i : i + num_generations] for i in range(0, len(part), num_generations)] for part in texts]
+    return [text for same in zip(*groups, strict=True) for group in same for text in group]
+
+
+def start_passes(
+    stage: Stage, state: TrainState, reference: Any, rollout: Rollout, step: int
+) -> tuple[Array | None, Array | None]:
+    """Start the passes for the log-probabilities under the old policy (line 6) and under the reference."""
+    run, logprobs = stage.run, stage.programs.logprobs
+    old = ref = None
+    with stage.timeline.span(LOOP, "start passes", step + 1):
+        if run.config.rl.num_iterations > 1:
+            old = stage.timeline.run("old", step + 1, logprobs, run.policy(state.params), rollout)  # 6
+        if stage.algorithm.reference:
+            ref = stage.timeline.run("reference", step + 1, logprobs, run.policy(reference), rollout)
+    return old, ref
