@@ -273,6 +273,9 @@ class RLConfig:
     """Parts into which an update's rows are split to save memory; the gradient is the same."""
     decode_rows: Count = 0
     """Rows decoded at once, refilled from the completions that wait as theirs end; 0: all of a step's. Same tokens."""
+    fused_steps: Count = 0
+    """At most so many steps run as one program, without the host between; 0: part by part. The tokens are the same.
+    Rewards must have an array form (`exact`, `length`); a signal is heeded when the program ends."""
     sampling: SamplingConfig = SamplingConfig()
     """How completions are drawn."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -102,6 +102,11 @@ def _rl(rl: RLConfig) -> Iterator[str]:
             f"rl.importance_cap is {rl.importance_cap}, and rl.sampling.{' and '.join(narrow)} leaves tokens out: "
             "no factor makes up for what cannot be drawn; leave one of the two out"
         )
+    if rl.fused_steps and rl.sampling.stop:
+        yield (
+            f"rl.fused_steps is {rl.fused_steps}, and rl.sampling.stop is {list(rl.sampling.stop)}: stop strings are "
+            "found in text, on the host; set rl.fused_steps to 0, or leave rl.sampling.stop out"
+        )
     if P % M and (M % P or G % (M // P)):
         yield (
             f"rl: {P} prompts of {G} completions cannot be cut into {M} equal microbatches; "

@@ -45,7 +45,7 @@ def judge(
     parts = {
         reward.name: np.asarray(of_text[reward.name])
         if reward.host is not None
-        else global_to_host(_array_reward(reward, rollout))
+        else global_to_host(_array_reward(run, reward, problems, rollout))
         for reward in rewards
     }
     weights = np.array([reward.weight for reward in rewards], np.float32)
@@ -77,6 +77,7 @@ def score_text(
                 completion_ids=[row[chosen].tolist() for row, chosen in zip(tokens, mask, strict=True)],
                 conversational=run.conversational,
                 step=step,
+                encoding=run.encoding(tokens.shape[1]),
             ),
             None,
         )
@@ -95,7 +96,10 @@ _compiled: dict[Reward, object] = {}
 _told: set[str] = set()
 
 
-def _array_reward(reward: Reward, rollout: Rollout) -> jax.Array:
+def _array_reward(run: Run, reward: Reward, problems: Sequence[Problem], rollout: Rollout) -> jax.Array:
     if reward not in _compiled:
         _compiled[reward] = jax.jit(reward.array)
-    return _compiled[reward](rollout)
+    if reward.columns is None:
+        return _compiled[reward](rollout)
+    known = reward.columns(problems, run.encoding(rollout.completion_mask.shape[1]))
+    return _compiled[reward](rollout, run.place(known))

@@ -32,6 +32,7 @@ from grpo_jax.reporting.rollouts import drop_rollouts_after
 from grpo_jax.rewards.reward import Reward, check_rewards, load_rewards
 from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards
+from grpo_jax.stages.fused import Fused, check_fused, train_fused
 from grpo_jax.stages.judging import Judged, judge
 from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.programs import RLPrograms, algorithm_of, compiled, rl_programs
@@ -88,6 +89,7 @@ def prepare(run: Run) -> Prepared:
     lanes_and_rows(c.prompts_per_step, c.num_generations, c.decode_rows, shards=batch_shards(run.mesh))
     rewards = load_rewards(c.rewards)
     check_rewards(rewards, run.workers)
+    check_fused(c, rewards)
     problems = load_answered(run, c.source)
     if len(problems) < c.prompts_per_step:
         raise OrderError(
@@ -139,6 +141,9 @@ def train(
             log.truncate_after(start)
             if start and not evaluated(log.path, start):  # stopped in the middle of an evaluation
                 look(stage, state, start, evaluate, log, progress)
+            if c.fused_steps:  # what follows, several steps at once
+                fused = Fused(stage, optimizer, data, health, lambda *now: look(stage, *now, evaluate, log, progress))
+                state, start = train_fused(fused, state, reference, start, checkpoints, log, progress), total
             for step in range(start, total):  # lines 2 and 4
                 if step % c.max_steps == 0:
                     reference = programs.freeze(state.params)  # 3
