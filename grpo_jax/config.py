@@ -279,6 +279,9 @@ class RLConfig:
     """Parts of a step's prompts that are sampled one after the other; one is judged while the next is sampled."""
     steps_off_policy: Literal[0, 1] = 0
     """1: sample each step with the weights before the last update, while the host judges; needs importance_cap."""
+    fused_steps: Count = 0
+    """At most so many steps run as one program, without the host between; 0: part by part. The tokens are the same.
+    Rewards must have an array form (`exact`, `length`); a signal is heeded when the program ends."""
     sampling: SamplingConfig = SamplingConfig()
     """How completions are drawn."""
     optimizer: OptimizerConfig = OptimizerConfig()

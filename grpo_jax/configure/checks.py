@@ -109,6 +109,17 @@ def _rl(rl: RLConfig) -> Iterator[str]:
         )
     if P % rl.sample_parts:
         yield (f"rl: {P} prompts cannot be cut into {rl.sample_parts} equal sample_parts; choose a divisor of {P}")
+    apart = [name for name, none in (("sample_parts", 1), ("steps_off_policy", 0)) if getattr(rl, name) != none]
+    if rl.fused_steps and apart:
+        yield (
+            f"rl.fused_steps is {rl.fused_steps}, and rl.{' and rl.'.join(apart)} arrange work of the host, which fused "
+            "steps have none of; leave one of the two out"
+        )
+    if rl.fused_steps and rl.sampling.stop:
+        yield (
+            f"rl.fused_steps is {rl.fused_steps}, and rl.sampling.stop is {list(rl.sampling.stop)}: stop strings are "
+            "found in text, on the host; set rl.fused_steps to 0, or leave rl.sampling.stop out"
+        )
     if P % M and (M % P or G % (M // P)):
         yield (
             f"rl: {P} prompts of {G} completions cannot be cut into {M} equal microbatches; "

@@ -20,6 +20,7 @@ MAY_CHANGE = frozenset(
         "decode_weights",
         "eval_steps",
         "experts_kernel",
+        "fused_steps",
         "head_chunk",
         "logging_steps",
         "max_logprob_gap",

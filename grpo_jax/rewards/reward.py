@@ -1,4 +1,4 @@
-"""What a reward is: a name, a weight, and one function of either the host's strings or the device's arrays."""
+"""What a reward is: a name, a weight, and a function of the host's strings, of the device's arrays, or both."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
     from jax import Array
 
     from grpo_jax.rewards.workers import Workers
-    from grpo_jax.types import Problem, Rollout
+    from grpo_jax.types import Problem
 
 CANNOT_JUDGE = float("nan")
 COUNTS = ("ungradable", "timeout", "error", "nonfinite", "fallback")
@@ -24,6 +25,14 @@ class RewardError(ValueError):
     exit_code = 2
 
 
+class Encoding(NamedTuple):
+    """How this run writes text as tokens, for rewards that compare tokens."""
+
+    encode: Callable[[str], list[int]]  # what the policy would write; control tokens in it are plain text
+    ends: tuple[int, ...]  # tokens that end a completion
+    longest: int  # tokens of a completion, Tc
+
+
 class Batch(NamedTuple):
     """What a host reward sees: B = P*G rows, a group contiguous."""
 
@@ -33,6 +42,7 @@ class Batch(NamedTuple):
     completion_ids: Sequence[Sequence[int]] | None = None  # [B]
     conversational: bool = False  # completions go to functions of the user as lists of one assistant message
     step: int = 0
+    encoding: Encoding | None = None
 
 
 class Part(NamedTuple):
@@ -44,16 +54,20 @@ class Part(NamedTuple):
 
 
 class Reward(NamedTuple):
-    """A reward function with its weight; exactly one of `host` and `array` is there.
+    """A reward function with its weight, of text, of arrays, or in both forms, which give the same numbers.
 
-    `host(batch, workers) -> Part` runs outside of JAX and may use the killable workers; `array(rollout) -> [P, G]`
-    is pure and jitted with `combine`. `check(workers)`, if there, is called once at start and raises `RewardError`.
+    `host(batch, workers) -> Part` runs outside of JAX and may use the killable workers. `array(rollout) -> [P, G]` is
+    pure and jitted; where `columns` is there, it is `array(rollout, columns(problems, encoding))`: what it must know of
+    each problem, as arrays [P, ...] of the same shapes at every step. Of both forms, steps one by one take the host's,
+    fused steps (`training/fused.py`) the arrays'. `check(workers)`, if there, is called once at start and raises
+    `RewardError`.
     """
 
     name: str
     weight: float
     host: Callable[[Batch, Workers], Part] | None = None
-    array: Callable[[Rollout], Array] | None = None
+    array: Callable[..., Array] | None = None
+    columns: Callable[[Sequence[Problem], Encoding], dict[str, np.ndarray]] | None = None
     check: Callable[[Workers], None] | None = None
     optional: bool = False  # whether NaN leaves the sum to the other rewards; else it makes the sum NaN
 
@@ -61,15 +75,14 @@ class Reward(NamedTuple):
 def load_reward(config: Any) -> Reward:
     """Build the reward of one entry of `rl.rewards`; its `kind` names the file.
 
-    Raises `RewardError` if the kind's `build` returns anything else than a reward with exactly one function.
+    Raises `RewardError` if the kind's `build` returns anything else than a reward with a function.
     """
     from grpo_jax.configure import find
 
     reward = find("rewards", config.kind).build(config)
-    if not isinstance(reward, Reward) or (reward.host is None) == (reward.array is None):
+    if not isinstance(reward, Reward) or (reward.host is None and reward.array is None):
         raise RewardError(
-            f"rewards: build() of kind {config.kind!r} returned {reward!r}; expected a Reward with exactly one of "
-            "host and array"
+            f"rewards: build() of kind {config.kind!r} returned {reward!r}; expected a Reward with host, array, or both"
         )
     return reward
 

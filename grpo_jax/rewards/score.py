@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from grpo_jax.rewards.reward import Batch, Reward, RewardError
+from grpo_jax.rewards.reward import Batch, Encoding, Reward, RewardError
 
 if TYPE_CHECKING:
     from grpo_jax.rewards.workers import Workers
@@ -33,6 +33,7 @@ def score(
     completion_ids: Sequence[Sequence[int]] | None = None,
     conversational: bool = False,
     step: int = 0,
+    encoding: Encoding | None = None,
 ) -> Scored:
     """Score completions by the host rewards among `rewards`; array rewards are passed over.
 
@@ -43,6 +44,7 @@ def score(
         completion_ids: B rows of tokens.
         conversational: whether prompts are conversations; functions of the user then get messages.
         step: of training, which functions of the user see as `trainer_state.global_step`.
+        encoding: for rewards that compare tokens.
 
     Raises:
         ValueError: the numbers of problems, prompts and completions do not fit.
@@ -61,6 +63,7 @@ def score(
         completion_ids,
         conversational,
         step,
+        encoding,
     )
     host = [reward for reward in rewards if reward.host is not None]
     parts = {reward.name: reward.host(batch, workers) for reward in host}

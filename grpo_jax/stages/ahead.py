@@ -106,12 +106,13 @@ def device_bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves if hasattr(x, "sharding"))
 
 
-def matmul_flops(jaxpr: Jaxpr | ClosedJaxpr, *, longest: int) -> int:
+def matmul_flops(jaxpr: Jaxpr | ClosedJaxpr, *, longest: int | tuple[int, ...]) -> int:
     """`2 m n k` summed over all matrix products of all devices.
 
-    A scan counts as often as it runs, a `while` loop `longest` times, of branches the dearest one, and what is written
-    for one device as often as there are devices.
+    A scan counts as often as it runs, a `while` loop `longest` times (several: of loops in loops, the outermost first),
+    of branches the dearest one, and what is written for one device as often as there are devices.
     """
+    here, *inside = longest if isinstance(longest, tuple) else (longest,)
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = 0
     for equation in jaxpr.eqns:
@@ -125,15 +126,20 @@ def matmul_flops(jaxpr: Jaxpr | ClosedJaxpr, *, longest: int) -> int:
             total += 2 * equation.invars[0].aval.shape[-1] * math.prod(equation.outvars[0].aval.shape)
             continue
         inner = [p for p in jax.tree.leaves(list(params.values())) if isinstance(p, Jaxpr | ClosedJaxpr)]
-        counts = [matmul_flops(part, longest=longest) for part in inner]
-        times = {"scan": params.get("length", 1), "while": longest}.get(name, 1)
+        below = tuple(inside) if name == "while" and inside else longest
+        counts = [matmul_flops(part, longest=below) for part in inner]
+        times = {"scan": params.get("length", 1), "while": here}.get(name, 1)
         times = params["mesh"].size if name == "shard_map" else times
         total += times * (max(counts, default=0) if name == "cond" else sum(counts))
     return total
 
 
 def compile_ahead(
-    program: Callable[..., Any], *arguments: Any, mesh: Mesh, longest: int = 1, **named_arguments: Any
+    program: Callable[..., Any],
+    *arguments: Any,
+    mesh: Mesh,
+    longest: int | tuple[int, ...] = 1,
+    **named_arguments: Any,
 ) -> Ahead:
     """Trace, lower and compile a jitted program for a mesh on abstract arguments that carry their shardings.
 

@@ -48,7 +48,7 @@ def prepare(run: Run) -> Evaluator:
     length = run.config.prompt.max_prompt_length + c.sampling.max_completion_length
     run.check_length("prompt.max_prompt_length + evaluation.sampling.max_completion_length", length)
     reward = load_reward(c.reward)
-    if reward.host is None:
+    if reward.host is None or reward.columns is not None:
         raise RewardError(
             f"evaluation.reward: {c.reward.kind} judges arrays, not answers; give one that reads text, such as accuracy"
         )

@@ -191,7 +191,8 @@ def explore(stage: Stage, state: TrainState, reference: Any, drawn: Drawn, progr
     with progress.phase("reward"), timeline.wait():
         told = [part.result() for part in drawn.told]
     with progress.phase("train"), timeline.span(LOOP, "start update", drawn.step + 1):
-        judged = judge(run, rollout, told, stage.rewards)  # 8
+        problems = [stage.problems[i] for i in drawn.indices]
+        judged = judge(run, problems, rollout, told, stage.rewards)  # 8
         experience = programs.experience(rollout, judged.rewards, *passes)  # 9
     texts = in_order([part.texts for part in read], c.num_generations)
     return Collected(drawn.indices, rollout, texts, judged, experience)

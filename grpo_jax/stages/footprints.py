@@ -20,13 +20,15 @@ from grpo_jax.models.cache import empty_cache
 from grpo_jax.models.decoder import Decoder, DecoderConfig
 from grpo_jax.models.decoding import decode_bytes, decode_config
 from grpo_jax.models.lora import attach
+from grpo_jax.rewards.reward import load_rewards
 from grpo_jax.sampler.draw import Distribution
 from grpo_jax.sampler.sample import Sampling, cache_blocks
 from grpo_jax.sampler.slots import lanes_and_rows, most_steps
 from grpo_jax.sharding import batch_shards, named, replicated, run_key
 from grpo_jax.stages.ahead import Ahead, compile_ahead, device_bytes
+from grpo_jax.stages.fused import check_fused, column_shapes, num_slots
 from grpo_jax.stages.policy import abstract, abstract_frozen
-from grpo_jax.stages.programs import algorithm_of, rl_programs, sampling_program, sft_program
+from grpo_jax.stages.programs import algorithm_of, fused_program, rl_programs, sampling_program, sft_program
 from grpo_jax.training.optimizer import make_optimizer
 from grpo_jax.training.state import abstract_copy, abstract_state
 from grpo_jax.training.step import group_cuts
@@ -99,6 +101,11 @@ class Plant(NamedTuple):
         """Prompts [P, Tp]."""
         return Prompts(self.sequences(count, self.config.prompt.max_prompt_length), self.array((count,)))
 
+    def chunk(self, steps: int, tree: Any) -> Any:
+        """The arrays of a step, of several steps: the second axis is split over the batch shards."""
+        sharding = named(self.mesh, None, "batch")
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype, sharding=sharding), tree)
+
     def state(self, optimizer: Any) -> TrainState:
         """The state that the trainer starts from."""
         return abstract_state(self.trained, optimizer, self.mesh)
@@ -121,12 +128,14 @@ def phases(plant: Plant, only: Collection[str] = ()) -> list[Phase]:
 
     Left out is what has no temporaries to speak of: the copy of the reference, the making of experience.
 
-    Raises `DecodeError` and `MicrobatchError` for parts that are not whole.
+    Raises `DecodeError` and `MicrobatchError` for parts that are not whole, `RewardError` for rewards that fused steps
+    cannot ask.
     """
     wanted = [stage for stage in STAGES if getattr(plant.config, stage) and (not only or stage in only)]
     absent = {stage: None for stage in STAGES if stage not in wanted}
     plant = plant._replace(config=dataclasses.replace(plant.config, **absent))
-    of = {"sft": _sft, "rl": _rl, "evaluation": _evaluation}
+    rl = _fused_rl if plant.config.rl and plant.config.rl.fused_steps else _rl
+    of = {"sft": _sft, "rl": rl, "evaluation": _evaluation}
     return [_loading(plant, wanted), *(phase for stage in wanted for phase in of[stage](plant))]
 
 
@@ -227,6 +236,44 @@ def _rl(plant: Plant) -> Iterator[Phase]:
         scored._replace(**gradients),
         plant.key(*scoring, "update", c.optimizer, twice, remat=True),
         partial(ahead, programs.update, step.state, step.experience, frozen=plant.frozen),
+    )
+
+
+def _fused_rl(plant: Plant) -> Iterator[Phase]:
+    """Sampling, scoring and updates live in one program, which takes all that the stage holds; its work is a step's."""
+    c, n = plant.config.rl, plant.config.rl.fused_steps
+    sampling = abstract_sampling(c.sampling, c.num_generations, c.decode_rows)
+    algorithm = algorithm_of(c)
+    optimizer = make_optimizer(c.optimizer, c.iterations * c.max_steps * c.num_iterations)
+    programs = rl_programs(plant.model, c, sampling, algorithm, optimizer, plant.trained)
+    rewards = load_rewards(c.rewards)
+    check_fused(c, rewards)
+    slots = num_slots(c)
+    program = fused_program(programs, c, algorithm, rewards, optimizer, plant.trained, num_slots=slots)
+    step = _step(plant, optimizer, programs.freeze, reference=algorithm.reference)
+    batches = plant.chunk(n, (step.rollout.prompts, column_shapes(rewards, c)))
+    number, each = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((n,), jnp.int32)
+    scored = scoring_work(plant, rows=algorithm.rows)
+    settings = (dataclasses.replace(c, source=None), sampling, slots, plant.config.prompt.max_prompt_length)
+    yield Phase(
+        "rl: fused steps",
+        step.held(plant.policy)._replace(batch=0),
+        0,
+        scored._replace(gradient=device_bytes(plant.trained), gradients=1 if c.microbatches == 1 else 2),
+        plant.key("fused", *settings, remat=True, decode=True),
+        partial(
+            compile_ahead,
+            program,
+            step.state,
+            step.reference,
+            *batches,
+            number,
+            number,
+            each,
+            frozen=plant.frozen,
+            mesh=plant.mesh,
+            longest=(1, _longest(plant, c.prompts_per_step, sampling)),
+        ),
     )
 
 

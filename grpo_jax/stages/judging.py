@@ -63,6 +63,7 @@ def score_text(
             completion_ids=completion_ids,
             conversational=run.conversational,
             step=step,
+            encoding=run.encoding(run.config.rl.sampling.max_completion_length),
         )
     except RewardError as error:
         nothing = np.full((len(on_host), len(problems), size), np.nan, np.float32)
@@ -70,7 +71,9 @@ def score_text(
     return Told(scored)
 
 
-def judge(run: Run, rollout: Rollout, told: Sequence[Told], rewards: Sequence[Reward]) -> Judged:
+def judge(
+    run: Run, problems: Sequence[Problem], rollout: Rollout, told: Sequence[Told], rewards: Sequence[Reward]
+) -> Judged:
     """The rewards of a rollout from what the host's say of its parts, in the order of the config; waits for nothing.
 
     Part m of K holds the problems m, m + K, m + 2K, ... On several hosts each judges everything, and all go on with
@@ -90,7 +93,9 @@ def judge(run: Run, rollout: Rollout, told: Sequence[Told], rewards: Sequence[Re
     names = [reward.name for reward in rewards if reward.host is not None]
     of_text = dict(zip(names, values, strict=True))
     parts = {
-        reward.name: run.place(of_text[reward.name]) if reward.host is not None else _array_reward(reward, rollout)
+        reward.name: run.place(of_text[reward.name])
+        if reward.host is not None
+        else _array_reward(run, reward, problems, rollout)
         for reward in rewards
     }
     weights = np.array([reward.weight for reward in rewards], np.float32)
@@ -113,7 +118,10 @@ _compiled: dict[Reward, object] = {}
 _told: set[str] = set()
 
 
-def _array_reward(reward: Reward, rollout: Rollout) -> jax.Array:
+def _array_reward(run: Run, reward: Reward, problems: Sequence[Problem], rollout: Rollout) -> jax.Array:
     if reward not in _compiled:
         _compiled[reward] = jax.jit(reward.array)
-    return _compiled[reward](rollout)
+    if reward.columns is None:
+        return _compiled[reward](rollout)
+    known = reward.columns(problems, run.encoding(rollout.completion_mask.shape[1]))
+    return _compiled[reward](rollout, run.place(known))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,8 +16,11 @@ from grpo_jax.algorithms.importance import importance_corrected
 from grpo_jax.config import RLConfig, SFTConfig
 from grpo_jax.configure import find
 from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.lora import attach
+from grpo_jax.rewards.reward import Reward
 from grpo_jax.sampler.sample import Sampling, sample
 from grpo_jax.sharding import batch_shards, constrain, replicated
+from grpo_jax.training.fused import Parts, fused_steps
 from grpo_jax.training.optimizer import decayed
 from grpo_jax.training.state import abstract_state, state_shardings
 from grpo_jax.training.step import join_rows, rollout_logprobs, split_rows, train_step
@@ -133,6 +136,38 @@ def cut_parts(rollout: Rollout, *, count: int) -> tuple[Rollout, ...]:
         return (rollout,)
     stacked = split_rows(rollout, count)
     return tuple(jax.tree.map(lambda x, m=m: x[m], stacked) for m in range(count))
+
+
+def fused_program(
+    programs: RLPrograms,
+    config: RLConfig,
+    algorithm: Algorithm,
+    rewards: Sequence[Reward],
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    *,
+    num_slots: int,
+) -> Callable[..., Any]:
+    """The RL stage's programs put together as `training.fused.fused_steps`; donates the state.
+
+    `(state, reference, prompts, columns, first, count, slots, frozen=base) -> (state, Told, Kept)`; of a chunk, so many
+    steps as `num_slots` can be kept for the report. All `rewards` have an array form.
+    """
+    parts = Parts(
+        policy=attach,
+        sample=programs.sample,
+        rewards=tuple(reward.array for reward in rewards),
+        weights=tuple(reward.weight for reward in rewards),
+        optional=tuple(reward.optional for reward in rewards),
+        logprobs=programs.logprobs,
+        experience=programs.experience,
+        update=programs.update,
+        reference=algorithm.reference,
+        num_iterations=config.num_iterations,
+    )
+    shardings = state_shardings(abstract_state(params, optimizer, _mesh(params)))
+    program = partial(fused_steps, parts=parts, num_slots=num_slots)
+    return jax.jit(program, donate_argnums=0, out_shardings=(shardings, None, None))
 
 
 def sft_program(

@@ -92,6 +92,7 @@ KNOBS = {
     "rl: old log-probabilities": SCORING,
     "rl: reference log-probabilities": SCORING,
     "rl: update": (SCORING[0], REMAT, SCORING[1]),
+    "rl: fused steps": (SCORING[0], REMAT, SCORING[1]),
     "evaluation: sampling": (
         WEIGHTS,
         Knob("evaluation.batch_prompts", _batch_prompts),

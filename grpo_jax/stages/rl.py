@@ -44,6 +44,7 @@ from grpo_jax.stages.exploration import (
     explore,
     open_stage,
 )
+from grpo_jax.stages.fused import Fused, check_fused, train_fused
 from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.programs import RLPrograms, algorithm_of, compiled, rl_programs
 from grpo_jax.stages.rollouts import keep_rollouts, step_metrics
@@ -81,6 +82,7 @@ def prepare(run: Run) -> Prepared:
     lanes_and_rows(P, c.num_generations, c.decode_rows, shards=batch_shards(run.mesh))
     rewards = load_rewards(c.rewards)
     check_rewards(rewards, run.workers)
+    check_fused(c, rewards)
     problems = load_answered(run, c.source)
     if len(problems) < c.prompts_per_step:
         raise OrderError(
@@ -134,6 +136,9 @@ def train(
             if start and not evaluated(log.path, start):  # stopped in the middle of an evaluation
                 look(stage, state, start, evaluate, log, progress)
             ahead = ahead and draw_again(stage, **ahead, step=start)
+            if c.fused_steps:  # what follows, several steps at once
+                fused = Fused(stage, optimizer, data, health, lambda *now: look(stage, *now, evaluate, log, progress))
+                state, start = train_fused(fused, state, reference, start, checkpoints, log, progress), total
             for step in range(start, total):  # lines 2 and 4
                 if step % c.max_steps == 0:
                     reference = programs.freeze(state.params)  # 3

@@ -26,9 +26,6 @@ def step_metrics(
     """The numbers of one step, of its rollout, rewards, updates (a mean over them), phases and timeline."""
     mask, finished = (np.asarray(x) for x in global_to_host((rollout.completion_mask, rollout.finished)))
     lengths = mask.sum(-1)
-    of_updates = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
-    # Sampler and trainer are comparable in the first update only; later the policy has moved.
-    of_updates |= {name: float(value) for name, value in updates[0].items() if name.startswith("logprob_gap/")}
     prompt_tokens = int(np.asarray(global_to_host(rollout.prompts.sequences.segments)).sum())
     waited = dict(waited)
     sampling_s = waited.pop("time/device_sample_s")  # of the programs alone, wherever the loop was meanwhile
@@ -36,12 +33,8 @@ def step_metrics(
     train_s = sum(s for name, s in seconds.items() if "train" in name)
     return (
         reward_metrics(judged)
+        | length_metrics(lengths, finished, prompt_tokens)
         | {
-            "completions/mean_length": float(lengths.mean()),
-            "completions/min_length": float(lengths.min()),
-            "completions/max_length": float(lengths.max()),
-            "completions/clipped_ratio": float(1.0 - finished.mean()),
-            "num_tokens": int(lengths.sum()) + prompt_tokens,
             "tokens_per_sec/sample": float(lengths.sum() / max(sampling_s, 1e-9)),
             "tokens_per_sec/train": float((lengths.sum() + prompt_tokens) / max(train_s, 1e-9)),
             "time/sample_s": sample_s,
@@ -49,8 +42,26 @@ def step_metrics(
             "time/train_s": train_s,
         }
         | waited
-        | of_updates
+        | update_metrics(updates)
     )
+
+
+def length_metrics(lengths: np.ndarray, finished: np.ndarray, prompt_tokens: int) -> dict[str, float]:
+    """The numbers of the completions [B] themselves."""
+    return {
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": float(1.0 - finished.mean()),
+        "num_tokens": int(lengths.sum()) + prompt_tokens,
+    }
+
+
+def update_metrics(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The numbers of the updates on one rollout: their means."""
+    of_updates = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
+    # Sampler and trainer are comparable in the first update only; later the policy has moved.
+    return of_updates | {name: float(value) for name, value in updates[0].items() if name.startswith("logprob_gap/")}
 
 
 def reward_metrics(judged: Judged) -> dict[str, float]:

@@ -15,13 +15,13 @@ from jax.sharding import Mesh
 
 from grpo_jax.config import Config, RLConfig, SamplingConfig, SFTConfig
 from grpo_jax.configure import ConfigError, tree_of
-from grpo_jax.data.encoding import unmarked
+from grpo_jax.data.encoding import as_data, encode, unmarked
 from grpo_jax.data.prompts import encode_prompts, prompt_messages, prompt_text, uses_chat
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import attach
 from grpo_jax.reporting.files import is_primary, write_atomically
 from grpo_jax.reporting.metrics import MetricsWriter
-from grpo_jax.rewards.reward import RewardError
+from grpo_jax.rewards.reward import Encoding, RewardError
 from grpo_jax.rewards.workers import Workers
 from grpo_jax.sampler.draw import Distribution
 from grpo_jax.sampler.sample import Sampling
@@ -95,6 +95,14 @@ class Run:
             messages = prompt_messages(problem, self.config.prompt, self.tokenizer)
             return [message | {"content": unmarked(message["content"])} for message in messages]
         return prompt_text(problem, self.config.prompt, self.tokenizer)
+
+    def encoding(self, longest: int) -> Encoding:
+        """How a policy that continues a prompt would write text, for rewards that compare tokens."""
+
+        def write(text: str) -> list[int]:
+            return encode(self.tokenizer, as_data(text, self.tokenizer, markup=False), continues=True)
+
+        return Encoding(write, self.eos_ids, longest)
 
     def place(self, tree: Any) -> Any:
         """Lay host arrays on the mesh, their first axis over the batch shards."""

@@ -245,7 +245,7 @@ def test_a_kind_must_build_a_reward():
     bad = SimpleNamespace(build=lambda config: 1.0)
     original, configure.find = configure.find, lambda package, kind: bad
     try:
-        with pytest.raises(RewardError, match="expected a Reward with exactly one of host and array"):
+        with pytest.raises(RewardError, match="expected a Reward with host, array, or both"):
             load_reward(SimpleNamespace(kind="mine"))
     finally:
         configure.find = original

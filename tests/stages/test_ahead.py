@@ -102,6 +102,12 @@ def test_work_of_loops_and_branches():
     assert flops(lambda a, b: jnp.einsum("mk,xkn->xmn", a, jnp.stack([b, b]))) == 2 * once
     assert flops(scanned) == 7 * once
     assert flops(repeated) == 11 * once
+    outer = jax.make_jaxpr(
+        lambda a, b: jax.lax.fori_loop(0, a[0, 0].astype(int), lambda i, x: x + repeated(a, b), start)
+    )
+    assert (
+        matmul_flops(outer(a, b), longest=(3, 11)) == 33 * once and matmul_flops(outer(a, b), longest=11) == 121 * once
+    )
     assert flops(lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: a @ b + a @ b)) == 2 * once
     assert flops(jax.jit(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2), argnums=(0, 1)))) == 3 * once
     assert flops(lambda a, b: jax.lax.ragged_dot(a, jnp.stack([b, b]), jnp.array([1, 1]))) == once
