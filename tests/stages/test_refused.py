@@ -148,7 +148,7 @@ CASES = [
     ),
     Case(
         "rows that do not divide",
-        ("decode_rows", "11 rows", "4 prompts of 4", "10, 12"),
+        ("decode_rows", "11 rows", "4 prompts of 4", "8, 12, 16"),
         flags=("--rl.decode_rows", "11"),
     ),
     Case(
