@@ -195,7 +195,7 @@ def test_ratios_by_hand(stale, workers, tmp_path):
 def test_the_devices_sample_while_the_host_judges(workers, tmp_path):
     """Rewards that take longer than sampling: completions are judged while those of the next step are drawn."""
     rewards = [{"kind": "python", "path": "tests.stages.trl_rewards:sleeps_long"}]
-    settings = OFF | {"rewards": rewards, "iterations": 1, "max_steps": 3}
+    settings = OFF | {"rewards": rewards, "iterations": 1, "max_steps": 6}
     file = write_settings(tmp_path / "run.yaml", sft=None, rl=settings)
     with mock.patch.object(rl, "rl_programs", slow_sampling(0.2)):
         run(file, tmp_path / "run", workers)
