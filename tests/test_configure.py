@@ -386,6 +386,12 @@ def test_kinds_pickle_and_compare(write):
             "--rl.importance_cap 2 --rl.sampling.top_k 5 --rl.sampling.min_p 0.1",
             ["rl.importance_cap is 2.0", "rl.sampling.top_k 5 and min_p 0.1", "leave one of the two out"],
         ),
+        (
+            "--rl.steps_off_policy 1",
+            ["rl.steps_off_policy is 1 and rl.importance_cap is absent", "give a cap, for example 2.0"],
+        ),
+        ("--rl.steps_off_policy 2 --rl.importance_cap 2", ["rl.steps_off_policy", "0", "1"]),
+        ("--rl.sample_parts 3", ["4 prompts cannot be cut into 3 equal sample_parts", "a divisor of 4"]),
         ("--num_processes 2", ["need --coordinator"]),
         ("--coordinator h:1 --num_processes 2", ["--process_id", "2 and None"]),
         ("--coordinator h:1 --num_processes 2 --process_id 2", ["2 and 2"]),

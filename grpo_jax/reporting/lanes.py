@@ -103,7 +103,7 @@ def draw_step(record: Mapping[str, Any], longest: float, metrics: Mapping[str, A
 
 def share(seconds: float, record: Mapping[str, Any]) -> str:
     """Seconds and their share of the step."""
-    return f"{in_words(seconds)} ({seconds / record['seconds']:.0%})"
+    return f"{in_words(seconds) if seconds >= 1 else f'{1000 * seconds:.0f} ms'} ({seconds / record['seconds']:.0%})"
 
 
 def block(span: Mapping[str, Any], step: int, scale: float) -> Block:

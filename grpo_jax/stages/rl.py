@@ -17,8 +17,10 @@ continued training, has nothing to do where rewards are rules.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +127,7 @@ def train(
     rates = learning_rates(c.optimizer, updates_in_all)
 
     with run.checkpoints("rl", c.save_total_limit) as checkpoints:
-        state, reference, ahead, start = begin(run, programs, checkpoints, optimizer, initial, data)
+        state, reference, resumed, start = begin(run, programs, checkpoints, optimizer, initial, data)
         drop_rollouts_after(run.stage("rl"), start)
         with (
             open_stage(run, *prepared[:3], programs, total, start) as stage,
@@ -135,24 +137,22 @@ def train(
             log.truncate_after(start)
             if start and not evaluated(log.path, start):  # stopped in the middle of an evaluation
                 look(stage, state, start, evaluate, log, progress)
-            ahead = ahead and draw_again(stage, **ahead, step=start)
             if c.fused_steps:  # what follows, several steps at once
                 fused = Fused(stage, optimizer, data, health, lambda *now: look(stage, *now, evaluate, log, progress))
                 state, start = train_fused(fused, state, reference, start, checkpoints, log, progress), total
+            ahead = deque([draw_again(stage, **resumed, step=start)] if resumed else [])
+            draw_ahead(stage, state, ahead, start)  # 5, 7
             for step in range(start, total):  # lines 2 and 4
                 if step % c.max_steps == 0:
                     reference = programs.freeze(state.params)  # 3
-                drawn, later = ahead or draw(stage, state, step), step + 1 < total  # 5, 7
+                drawn = ahead.popleft()
                 saved = to_save(stage, state, reference, drawn)
-                if c.steps_off_policy:
-                    ahead = draw(stage, state, step + 1) if later else None  # while the host judges
                 with run.keeping(checkpoints, step, saved, data):
                     batch = explore(stage, state, reference, drawn, progress)  # 6, 8, 9
                 run.leave_if_asked(checkpoints, step, total, saved, data)
                 state, updates = improve(stage, state, batch.experience, step)  # 10, 11
-                if not c.steps_off_policy:
-                    ahead = draw(stage, state, step + 1) if later else None  # while the host writes
-                done, saved = step + 1, to_save(stage, state, reference, ahead)
+                draw_ahead(stage, state, ahead, step + 1)  # 5, 7 of a step to come, while the host writes
+                done, saved = step + 1, to_save(stage, state, reference, *ahead)
                 batch, metrics = measure(stage, drawn, batch, updates, progress)
                 metrics |= {"learning_rate": rates[done * c.num_iterations - 1], "compiles": compiled(*programs)}
                 logged = record(stage, log, done, total, metrics, batch)
@@ -186,11 +186,21 @@ def begin(
     return create_state(initial(), optimizer, run.config.seed, run.mesh), None, None, 0
 
 
-def to_save(stage: Stage, state: TrainState, reference: Any, ahead: Drawn | None) -> dict[str, Any]:
-    """All that a run needs to go on: of what was sampled ahead only what no longer can be sampled again."""
+def draw_ahead(stage: Stage, state: TrainState, ahead: deque[Drawn], step: int) -> None:
+    """Start to sample the steps that are to be sampled from the policy before update `step`, if there are so many.
+
+    That is the step itself, and one step off policy the next as well: at each update it has one step more in hand.
+    """
+    c = stage.run.config.rl
+    for later in range(step + len(ahead), min(step + 1 + c.steps_off_policy, c.iterations * c.max_steps)):
+        ahead.append(draw(stage, state, later))
+
+
+def to_save(stage: Stage, state: TrainState, reference: Any, *ahead: Drawn) -> dict[str, Any]:
+    """All that a run needs to go on: of what was sampled ahead only what can no longer be sampled again."""
     kept = {"state": state, "reference": reference}
-    if stage.run.config.rl.steps_off_policy and ahead:  # its weights are gone
-        kept |= {"ahead": {"rollout": stage.programs.join(ahead.parts), "gap": ahead.gap}}
+    if stage.run.config.rl.steps_off_policy and ahead:  # the weights of the first are gone
+        kept |= {"ahead": {"rollout": stage.programs.join(ahead[0].parts), "gap": ahead[0].gap}}
     return kept
 
 
@@ -237,16 +247,10 @@ def improve(
     timeline, updates = stage.timeline, []
     with timeline.span(LOOP, "start update", step + 1):
         for _ in range(stage.run.config.rl.num_iterations):
-            arguments = (state, experience)
-            state, update = timeline.run(
-                "update",
-                step + 1,
-                stage.programs.update,
-                *arguments,
-                frozen=stage.run.frozen,
-                of=lambda result: result[1],
-            )
-            updates.append(update)
+            # what is watched is not given to the next update to overwrite
+            update = partial(stage.programs.update, frozen=stage.run.frozen)
+            state, metrics = timeline.run("update", step + 1, update, state, experience, of=itemgetter(1))
+            updates.append(metrics)
     return state, updates
 
 

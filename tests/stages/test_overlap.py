@@ -1,6 +1,9 @@
 """Devices and host at the same time: the same numbers in parts, one step off policy, and who did what when."""
 
 import json
+import random
+import shutil
+import signal
 import time
 from unittest import mock
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 from small_runs import (
     assert_equal_leaves,
+    assert_equal_runs,
     checkpoint,
     launched,
     metrics,
@@ -19,6 +23,7 @@ from small_runs import (
     write_settings,
 )
 from test_interruption import signalled
+from test_kill import finishes, training, until_it_trains
 
 from grpo_jax.reporting.report import write_report
 from grpo_jax.stages import exploration, rl
@@ -60,7 +65,11 @@ def test_parts_change_nothing_and_may_change(whole, workers, tmp_path):
     assert metrics(tmp_path, "rl") == metrics(expected, "rl") and rollouts(tmp_path) == rollouts(expected)
 
 
-@pytest.mark.parametrize("stop", [(), ("--rl.sampling.stop", "1", "+")], ids=["", "stop strings"])
+@pytest.mark.parametrize(
+    "stop",
+    [pytest.param((), marks=pytest.mark.slow), ("--rl.sampling.stop", "1", "+")],
+    ids=["plain", "stop strings"],
+)
 def test_parts_on_a_mesh(workers, tmp_path, stop):
     """Four devices: each keeps its own rows, whether they are joined there or have been to the host."""
     file = write_settings(
@@ -96,6 +105,7 @@ def test_a_part_is_judged_while_the_next_is_sampled(workers, tmp_path):
     assert middles[0] < judged[0]["start"] < middles[1] < judged[1]["start"]
     (reference,) = spans(line, "device", "reference")
     assert reference["start"] < judged[1]["end"]
+    assert not at_once(tmp_path / "run"), "on policy the next step waits for the update"
 
 
 def slow_sampling(seconds: float):
@@ -182,19 +192,59 @@ def test_ratios_by_hand(stale, workers, tmp_path):
     assert lines[-1]["importance/truncated"] > 0
 
 
-def test_the_next_step_is_sampled_while_this_one_is_judged(workers, tmp_path):
-    settings = OFF | {"rewards": REWARDS[-1:], "iterations": 1, "max_steps": 3}
+def test_the_devices_sample_while_the_host_judges(workers, tmp_path):
+    """Rewards that take longer than sampling: completions are judged while those of the next step are drawn."""
+    rewards = [{"kind": "python", "path": "tests.stages.trl_rewards:sleeps_long"}]
+    settings = OFF | {"rewards": rewards, "iterations": 1, "max_steps": 6}
     file = write_settings(tmp_path / "run.yaml", sft=None, rl=settings)
     with mock.patch.object(rl, "rl_programs", slow_sampling(0.2)):
         run(file, tmp_path / "run", workers)
-    line = timeline(tmp_path / "run")[0]
-    (judged,), (ahead,) = spans(line, "graders", "judge", 1), spans(line, "device", "sample", 2)
-    assert judged["start"] < ahead["end"] and ahead["start"] < judged["end"]
-    (update,) = spans(line, "device", "update")
-    assert ahead["end"] <= update["end"] and judged["end"] <= update["end"]
+    assert at_once(tmp_path / "run")
 
 
-@pytest.mark.parametrize("parts", ["1", "2"])
+def at_once(directory) -> list[int]:
+    """The steps whose completions were judged while those of the next step were sampled."""
+    return [
+        judged["step"]
+        for line in timeline(directory)
+        for judged in line["spans"]
+        for sampled in spans(line, "device", "sample", judged["step"] + 1)
+        if judged["what"] == "judge" and max(judged["start"], sampled["start"]) < min(judged["end"], sampled["end"])
+    ]
+
+
+def test_it_learns(workers, tmp_path):
+    settings = OFF | {"rewards": REWARDS[1:2], "iterations": 1, "max_steps": 30, "rollout_steps": 0}
+    file = write_settings(tmp_path / "run.yaml", sft=None, rl=settings)
+    run(file, tmp_path / "run", workers)
+    rewards = [line["reward"] for line in metrics(tmp_path / "run", "rl")]
+    assert np.mean(rewards[-5:]) > 1.25 * np.mean(rewards[:5]), rewards
+
+
+@pytest.mark.slow
+def test_killed_one_step_off_policy(tmp_path):
+    """kill -9 at random moments; whatever was saved goes on to the same end."""
+    file = write_settings(tmp_path / "run.yaml", rl=OFF)
+    finishes(file, tmp_path / "unbroken")
+    kills = 0
+    for _ in range(12):
+        with training(file, tmp_path / "run") as process:
+            until_it_trains(process)
+            time.sleep(random.uniform(0.0, 4.0))
+            process.kill()
+            process.communicate(timeout=120)
+        kills += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            assert_equal_runs(tmp_path / "run", tmp_path / "unbroken")
+            shutil.rmtree(tmp_path / "run")
+        if kills == 4:
+            break
+    assert kills == 4
+    finishes(file, tmp_path / "run")
+    assert_equal_runs(tmp_path / "run", tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("parts", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_one_step_off_policy_resumes_exactly(stale, workers, tmp_path, parts):
     """Between steps, within a step, at the border of outer iterations where the reference changes, and at the end."""
     file, unbroken = stale

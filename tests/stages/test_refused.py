@@ -147,6 +147,13 @@ CASES = [
         all_devices=True,
     ),
     Case(
+        "sample parts that the mesh does not divide",
+        ("each of 2 rl.sample_parts", "4 rows", "8 batch shards", "choose 8"),
+        {"sft": None, "model": {"architecture": {"hidden_size": 16}}},
+        ("--rl.prompts_per_step", "8", "--rl.sample_parts", "2"),
+        all_devices=True,
+    ),
+    Case(
         "rows that do not divide",
         ("decode_rows", "11 rows", "4 prompts of 4", "8, 12, 16"),
         flags=("--rl.decode_rows", "11"),

@@ -48,3 +48,8 @@ def always_raises(completions, **kwargs):
 def sleeps(completions, **kwargs):
     time.sleep(0.1)
     return [text.count("1") / 4 for text in completions]
+
+
+def sleeps_long(completions, **kwargs):
+    time.sleep(0.4)
+    return [text.count("1") / 4 for text in completions]
