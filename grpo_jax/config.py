@@ -107,6 +107,8 @@ class ModelConfig:
     gathered. The result is one."""
     experts_kernel: Literal["auto", "dense", "ragged", "blocks"] = "auto"
     """How a mixture of experts is computed; `auto`: dense on CPU, ragged on TPU, blocks on GPU. The result is one."""
+    attention_kernel: Literal["auto", "xla", "blocks", "splash"] = "auto"
+    """Attention of whole sequences; `auto`: from 512 tokens on blocks on CPU, splash on TPU, else xla."""
     lora: LoraConfig | None = None
     """Train low-rank adapters and no weights; without dropout, as trainer and sampler must agree. None: all weights."""
 

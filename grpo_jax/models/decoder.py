@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.config import ArchitectureConfig
-from grpo_jax.models import ops
+from grpo_jax.models import attention, ops
 from grpo_jax.models.cache import Cache, advance, stack, unstack
 from grpo_jax.models.decoding import DECODE, WEIGHTS
 from grpo_jax.models.experts import KERNELS
@@ -81,6 +81,7 @@ class DecoderConfig:
     decode_layers: Literal["auto", "scan", "unroll"] = "auto"  # in the decode loop
     decode_weights: Literal["auto", "stored", "joined", "gathered"] = "auto"  # as the decode loop holds them
     experts_kernel: Literal["auto", "dense", "ragged", "blocks"] = "auto"  # auto: by the platform of the mesh
+    attention_kernel: Literal["auto", "xla", "blocks", "splash"] = "auto"  # auto: by platform, windows and length
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -93,6 +94,8 @@ class DecoderConfig:
             raise ValueError("local_rope is the rotary embedding of layers with a window, and there are none")
         if bool(self.num_experts) != (0 < self.experts_per_token <= self.num_experts):
             raise ValueError(f"{self.experts_per_token} experts a token of {self.num_experts}")
+        if self.attention_kernel == "splash" and any(self.windows):
+            raise ValueError("attention_kernel is splash, which knows no window, and there are windows; choose blocks")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
@@ -120,6 +123,7 @@ CHOICES = {
     "experts_kernel": ("auto", *KERNELS),
     "decode_layers": ("auto", "scan", "unroll"),
     "decode_weights": ("auto", *WEIGHTS),
+    "attention_kernel": ("auto", *attention.KERNELS),
 }
 
 
@@ -216,6 +220,7 @@ def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, pre
     angles = rotation(sequences.positions, config.rope, config.head_dim)
     local = rotation(sequences.positions, config.local_rope, config.head_dim) if config.local_rope else None
     time = sequences.tokens.shape[1]
+    attend = attention.choose(config, time, own=cache is None or cache.size == time)
 
     def choose(first: Array, one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
         return jax.tree.map(partial(jnp.where, first), one, other)
@@ -248,6 +253,7 @@ def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, pre
             store,
             config=config,
             window=window,
+            attention=attend,
         )
         return constrain(x, "batch", None, None), kept
 

@@ -228,11 +228,13 @@ def decoder_layer(
     *,
     config: DecoderConfig,
     window: Array | int | None = None,
+    attention: Callable[..., Array] = attend,
 ) -> tuple[Array, Any]:
     """One transformer layer: `x + attention(x)`, then `x + mlp(x)`, each with a norm before it, after it, or both.
 
-    `store(k, v)` is given the new keys and values [B, K, T, H] and returns the blocks that the queries look
-    at, and what the caller keeps of them; that is all of caching. x [B, T, D] -> ([B, T, D], what was kept).
+    `store(k, v)` is given the new keys and values [B, K, T, H] and returns the blocks that the queries look at, and
+    what the caller keeps of them; that is all of caching. `attention` is called as `attend` is.
+    x [B, T, D] -> ([B, T, D], what was kept).
     """
     w = jax.tree_util.tree_map_with_path(lambda path, p: p if _is_norm(path) else p.astype(x.dtype), layer)
 
@@ -242,7 +244,7 @@ def decoder_layer(
 
     q, k, v = project(w, norm("attention_norm", x), *angles, config)
     blocks, kept = store(k, v)
-    attended = attend(
+    attended = attention(
         q,
         q_positions,
         q_segments,
