@@ -290,6 +290,8 @@ class RLConfig:
     """AdamW; the paper's RL has 1e-6."""
     head_chunk: Positive = 128
     """Time steps whose logits are in memory at once when log-probabilities are computed."""
+    rollout_weights: Literal["same", "int8"] = "same"
+    """Of the decode loop: the trainer's, or quantised to 8 bits by output channel, corrected by importance_cap."""
     importance_cap: Annotated[float, pydantic.Field(ge=1.0)] | None = None
     """Multiply each token's term by the trainer's over the sampler's probability, at most this; None: not at all."""
     max_logprob_gap: NonNegative = 0.05

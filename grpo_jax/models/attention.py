@@ -188,11 +188,12 @@ def choose(config: DecoderConfig, time: int, *, own: bool) -> Attend:
     kernel = config.attention_kernel
     if not own or time == 1:
         return attend
+    device = platform_in_context()
     if kernel == "auto":
-        kernel = automatic(config, platform_in_context(), time)
-    if kernel == "splash" and platform_in_context() != "tpu":
+        kernel = automatic(config, device, time)
+    if kernel == "splash" and device != "tpu":
         raise AttentionError(
-            f"model.attention_kernel: splash is a kernel for TPUs, and the devices are of platform {platform_in_context()}; "
+            f"model.attention_kernel: splash is a kernel for TPUs, and the devices are of platform {device}; "
             "choose auto, xla or blocks"
         )
     return KERNELS[kernel]

@@ -24,6 +24,7 @@ from grpo_jax.models.experts import KERNELS
 from grpo_jax.models.lora import Lora
 from grpo_jax.models.ops import KeyValues
 from grpo_jax.models.parameters import Parameter, parameter_table
+from grpo_jax.models.quantize import SCALES
 from grpo_jax.models.rope import Rope, rotation
 from grpo_jax.sharding import constrain
 from grpo_jax.types import Sequences
@@ -182,17 +183,22 @@ class Decoder(nn.Module):
         cache with exactly T slots is taken to be empty: it is filled without a copy, and gradients flow
         through the result. `prefix` is a cache of P rows that is only read: row p is the shared context of
         rows p*G .. p*G + G-1; of several, each has its own number of rows. Parameters with the key `lora` are a base
-        with adapters (`lora.py`), those with `decode` are laid out for a decode loop (`decoding.py`).
+        with adapters (`lora.py`), those with `decode` are laid out for a decode loop (`decoding.py`), those with
+        `scales` are integers (`quantize.py`).
         """
         config = self.config
         given = self.variables.get("params", {})
         table = parameter_table(config)
         params = _declare(self, {name: table[name] for name in table if name != "layers" or DECODE not in given})
         layers = given[DECODE] if DECODE in given else params["layers"]
+        if SCALES in given.get("layers", {}):
+            layers = {**layers, SCALES: given["layers"][SCALES]}
         if "lora" in given:
             layers = {**layers, "lora": given["lora"]}
         prefixes = () if prefix is None else (prefix,) if isinstance(prefix, Cache) else tuple(prefix)
         x = jnp.take(params["embed"], sequences.tokens, axis=0).astype(config.compute_dtype)  # [B, T, D]
+        if "embed" in given.get(SCALES, {}):
+            x = (x * jnp.take(given[SCALES]["embed"], sequences.tokens)[..., None]).astype(x.dtype)
         if config.embed_scale:
             x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
         # A device looks up its slice of the width for the rows of its whole replica, then slices change places with
