@@ -65,13 +65,13 @@ def value_and_gradients(kernel, q, positions, segments, blocks):
     def loss(q, values):
         seen = [block.replace(k=k, v=v) for block, (k, v) in zip(blocks, values, strict=True)]
         out = kernel(q, positions, segments, seen)
-        return jnp.sum(jnp.sin(out + jnp.arange(out.size).reshape(out.shape))), out
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)), out
 
     (_, out), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(q, [(b.k, b.v) for b in blocks])
     return out, gradients
 
 
-def assert_alike(got, expected, atol=5e-6):
+def assert_alike(got, expected, atol=1e-5):
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.float32(x), np.float32(y), atol=atol)
 
@@ -192,7 +192,7 @@ def completions(P, Tc, G=2):
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no TPU compiler here: pip install -e '.[tpu]'")
 def test_compiled_for_tpus(tmp_path, capsys):
-    """With gradients on a v5e-8, as it trains a 0.5B model: the kernel moves a fraction of what plain attention does."""
+    """With gradients on a v5e-8, of a 0.5B model: the kernel moves a fraction of what plain attention does."""
     command = [sys.executable, str(Path(__file__).with_name("tpu_attention_worker.py")), str(tmp_path / "takes.json")]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | TPU_COMPILER, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
