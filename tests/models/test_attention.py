@@ -25,6 +25,7 @@ from tests import tiny
 from tests.models.test_experts import ROOT, TPU_COMPILER
 
 KERNELS = {"blocks": partial(blockwise, piece=16), "splash": partial(splash, interpret=True)}
+SLOW = [pytest.param("splash", marks=pytest.mark.slow), "blocks"]  # the kernel's interpreter takes seconds to compile
 # P, G, Tp (0: packed rows, no prompt), T, N, K, H
 SHAPES = {
     "groups": (2, 3, 20, 40, 4, 2, 16),
@@ -76,8 +77,12 @@ def assert_alike(got, expected, atol=1e-5):
         np.testing.assert_allclose(np.float32(x), np.float32(y), atol=atol)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("kernel", "shape"),
+    [("blocks", shape) for shape in SHAPES]
+    + [("splash", "packed, queries of two tiles")]
+    + [pytest.param("splash", shape, marks=pytest.mark.slow) for shape in list(SHAPES)[:2]],
+)
 def test_as_plain_attention(shape, kernel):
     made = case(*SHAPES[shape])
     assert_alike(value_and_gradients(KERNELS[kernel], *made), value_and_gradients(attend, *made))
@@ -109,7 +114,7 @@ def test_a_cache_with_other_keys_is_refused(kernel):
         KERNELS[kernel](q[:, 1:], positions[:, 1:], segments[:, 1:], blocks)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", SLOW)
 def test_half_precision(kernel):
     """Queries are scaled before the product: the scale must not be rounded to half precision first."""
     q, positions, segments, blocks = case(1, 2, 20, 40, 2, 1, 6)  # 1 / sqrt(6) is no short number
@@ -120,7 +125,7 @@ def test_half_precision(kernel):
     assert_alike(got, attend(q.astype(jnp.bfloat16).astype(jnp.float32), positions, segments, exact), atol=0.03)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", SLOW)
 def test_a_mesh_changes_nothing(kernel):
     q, positions, segments, blocks = made = case(4, 1, 10, 20, 4, 2, 8)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -154,7 +159,7 @@ def test_the_rule():
         choose(dataclasses.replace(plain, attention_kernel="splash"), 2, own=True)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", SLOW)
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_a_model_and_its_gradients(kernel, remat, monkeypatch):
     """Through the whole decoder, scanned: prompts as they are prefilled, completions behind them."""
