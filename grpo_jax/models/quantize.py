@@ -8,7 +8,7 @@ then another policy than the trainer's: its log-probabilities say by how much, a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
@@ -71,6 +71,11 @@ def quantize_params(params: dict[str, Any], config: DecoderConfig) -> dict[str, 
         head: constrain(values, *table[head].axes),
         SCALES: {head: constrain(scale, "vocab")},
     }
+
+
+def rollout_params(params: dict[str, Any], config: DecoderConfig, weights: Literal["same", "int8"]) -> dict[str, Any]:
+    """The weights that completions are drawn with: those of the trainer, or the same in eight bits."""
+    return params if weights == "same" else quantize_params(params, config)
 
 
 def rescaled(y: Array, layer: dict[str, Any], name: str) -> Array:

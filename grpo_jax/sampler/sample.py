@@ -12,7 +12,7 @@ from grpo_jax.models.cache import Cache, empty_cache
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.decoding import decode_config, decode_params
 from grpo_jax.models.logprobs import next_token_logits
-from grpo_jax.models.quantize import quantize_params
+from grpo_jax.models.quantize import rollout_params
 from grpo_jax.sampler.draw import Distribution, draw, row_keys
 from grpo_jax.sampler.prefill import Prompted, read_prompts
 from grpo_jax.sampler.slots import (
@@ -68,8 +68,7 @@ def sample(model: Decoder, params: Any, prompts: Prompts, key: Array, *, samplin
     refills = M < G or turns > 1
     decoder = model.clone(config=decode_config(model.config, mesh_sizes(), slots=R * M * Tc))
     read = read_prompts(model, params, prompts.sequences, turns=turns, unrolled=not decoder.config.scan_layers)
-    exact = sampling.weights == "same"
-    weights = decode_params(params if exact else quantize_params(params, decoder.config), decoder.config)
+    weights = decode_params(rollout_params(params, decoder.config, sampling.weights), decoder.config)
     keys = row_keys(key, prompts.index, G).reshape(R, turns * G)
     steps = most_steps(turns, G, M, Tc)
     first = read.first()
