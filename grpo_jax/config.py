@@ -107,6 +107,8 @@ class ModelConfig:
     gathered. The result is one."""
     experts_kernel: Literal["auto", "dense", "ragged", "blocks"] = "auto"
     """How a mixture of experts is computed; `auto`: dense on CPU, ragged on TPU, blocks on GPU. The result is one."""
+    attention_kernel: Literal["auto", "xla", "blocks", "splash"] = "auto"
+    """Attention of whole sequences; `auto`: from 512 tokens on blocks on CPU, splash on TPU, else xla."""
     lora: LoraConfig | None = None
     """Train low-rank adapters and no weights; without dropout, as trainer and sampler must agree. None: all weights."""
 
@@ -288,6 +290,8 @@ class RLConfig:
     """AdamW; the paper's RL has 1e-6."""
     head_chunk: Positive = 128
     """Time steps whose logits are in memory at once when log-probabilities are computed."""
+    rollout_weights: Literal["same", "int8"] = "same"
+    """Of the decode loop: the trainer's, or quantised to 8 bits by output channel, corrected by importance_cap."""
     importance_cap: Annotated[float, pydantic.Field(ge=1.0)] | None = None
     """Multiply each token's term by the trainer's over the sampler's probability, at most this; None: not at all."""
     max_logprob_gap: NonNegative = 0.05

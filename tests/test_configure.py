@@ -382,6 +382,7 @@ def test_kinds_pickle_and_compare(write):
         ("--mesh.data 0", ["mesh.data is 0"]),
         ("--rl.sampling.temperature 0", ["rl.sampling.temperature is 0"]),
         ("--rl.importance_cap 0.5", ["rl.importance_cap", "greater than or equal to 1"]),
+        ("--rl.rollout_weights int8", ["rl.rollout_weights: int8", "rl.importance_cap", "is null", "2.0"]),
         (
             "--rl.importance_cap 2 --rl.sampling.top_k 5 --rl.sampling.min_p 0.1",
             ["rl.importance_cap is 2.0", "rl.sampling.top_k 5 and min_p 0.1", "leave one of the two out"],

@@ -120,6 +120,11 @@ def _rl(rl: RLConfig) -> Iterator[str]:
             f"rl.fused_steps is {rl.fused_steps}, and rl.sampling.stop is {list(rl.sampling.stop)}: stop strings are "
             "found in text, on the host; set rl.fused_steps to 0, or leave rl.sampling.stop out"
         )
+    if rl.rollout_weights == "int8" and rl.importance_cap is None:
+        yield (
+            "rl.rollout_weights: int8 samples from another policy than the trained one, and rl.importance_cap, which "
+            "corrects for that, is null; set it, 2.0 for instance, or rollout_weights to same"
+        )
     if P % M and (M % P or G % (M // P)):
         yield (
             f"rl: {P} prompts of {G} completions cannot be cut into {M} equal microbatches; "

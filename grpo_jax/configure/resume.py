@@ -13,6 +13,7 @@ from grpo_jax.configure.documents import ConfigError, Key, dotted, read, tree_of
 
 MAY_CHANGE = frozenset(
     {
+        "attention_kernel",
         "batch_prompts",
         "cache_block",
         "decode_layers",

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.config import ArchitectureConfig
-from grpo_jax.models import ops
+from grpo_jax.models import attention, ops
 from grpo_jax.models.cache import Cache, advance, stack, unstack
 from grpo_jax.models.decoding import DECODE, WEIGHTS
 from grpo_jax.models.experts import KERNELS
 from grpo_jax.models.lora import Lora
 from grpo_jax.models.ops import KeyValues
 from grpo_jax.models.parameters import Parameter, parameter_table
+from grpo_jax.models.quantize import SCALES
 from grpo_jax.models.rope import Rope, rotation
 from grpo_jax.sharding import constrain
 from grpo_jax.types import Sequences
@@ -81,6 +82,7 @@ class DecoderConfig:
     decode_layers: Literal["auto", "scan", "unroll"] = "auto"  # in the decode loop
     decode_weights: Literal["auto", "stored", "joined", "gathered"] = "auto"  # as the decode loop holds them
     experts_kernel: Literal["auto", "dense", "ragged", "blocks"] = "auto"  # auto: by the platform of the mesh
+    attention_kernel: Literal["auto", "xla", "blocks", "splash"] = "auto"  # auto: by platform, windows and length
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -93,6 +95,8 @@ class DecoderConfig:
             raise ValueError("local_rope is the rotary embedding of layers with a window, and there are none")
         if bool(self.num_experts) != (0 < self.experts_per_token <= self.num_experts):
             raise ValueError(f"{self.experts_per_token} experts a token of {self.num_experts}")
+        if self.attention_kernel == "splash" and any(self.windows):
+            raise ValueError("attention_kernel is splash, which knows no window, and there are windows; choose blocks")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
@@ -120,6 +124,7 @@ CHOICES = {
     "experts_kernel": ("auto", *KERNELS),
     "decode_layers": ("auto", "scan", "unroll"),
     "decode_weights": ("auto", *WEIGHTS),
+    "attention_kernel": ("auto", *attention.KERNELS),
 }
 
 
@@ -178,17 +183,22 @@ class Decoder(nn.Module):
         cache with exactly T slots is taken to be empty: it is filled without a copy, and gradients flow
         through the result. `prefix` is a cache of P rows that is only read: row p is the shared context of
         rows p*G .. p*G + G-1; of several, each has its own number of rows. Parameters with the key `lora` are a base
-        with adapters (`lora.py`), those with `decode` are laid out for a decode loop (`decoding.py`).
+        with adapters (`lora.py`), those with `decode` are laid out for a decode loop (`decoding.py`), those with
+        `scales` are integers (`quantize.py`).
         """
         config = self.config
         given = self.variables.get("params", {})
         table = parameter_table(config)
         params = _declare(self, {name: table[name] for name in table if name != "layers" or DECODE not in given})
         layers = given[DECODE] if DECODE in given else params["layers"]
+        if SCALES in given.get("layers", {}):
+            layers = {**layers, SCALES: given["layers"][SCALES]}
         if "lora" in given:
             layers = {**layers, "lora": given["lora"]}
         prefixes = () if prefix is None else (prefix,) if isinstance(prefix, Cache) else tuple(prefix)
         x = jnp.take(params["embed"], sequences.tokens, axis=0).astype(config.compute_dtype)  # [B, T, D]
+        if "embed" in given.get(SCALES, {}):
+            x = (x * jnp.take(given[SCALES]["embed"], sequences.tokens)[..., None]).astype(x.dtype)
         if config.embed_scale:
             x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
         # A device looks up its slice of the width for the rows of its whole replica, then slices change places with
@@ -216,6 +226,7 @@ def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, pre
     angles = rotation(sequences.positions, config.rope, config.head_dim)
     local = rotation(sequences.positions, config.local_rope, config.head_dim) if config.local_rope else None
     time = sequences.tokens.shape[1]
+    attend = attention.choose(config, time, own=cache is None or cache.size == time)
 
     def choose(first: Array, one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
         return jax.tree.map(partial(jnp.where, first), one, other)
@@ -248,6 +259,7 @@ def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, pre
             store,
             config=config,
             window=window,
+            attention=attend,
         )
         return constrain(x, "batch", None, None), kept
 

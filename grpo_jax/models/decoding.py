@@ -16,6 +16,7 @@ from jax import Array
 
 from grpo_jax.models.lora import adapter_table
 from grpo_jax.models.parameters import Parameter, is_matrix, parameter_table
+from grpo_jax.models.quantize import SCALES
 from grpo_jax.sharding import constrain, platform_in_context
 
 if TYPE_CHECKING:
@@ -82,17 +83,20 @@ def decode_params(params: dict[str, Any], config: DecoderConfig) -> dict[str, An
     table = parameter_table(config)
     layers = {name: _laid_out(params["layers"][name], p, name, config) for name, p in table["layers"].items()}
     layers = _joined(layers, config)
+    if SCALES in params["layers"]:
+        layers[SCALES] = _joined(params["layers"][SCALES], config)
     if "lora" in params:
         layers["lora"] = _adapters(params["lora"], config)
     if not config.scan_layers:
         layers = tuple(jax.tree.map(lambda x, l=l: x[l], layers) for l in range(config.num_layers))
     top = {name: _laid_out(params[name], p, name, config) for name, p in table.items() if name != "layers"}
-    return top | {DECODE: layers}
+    scales = {SCALES: params[SCALES]} if SCALES in params else {}
+    return top | scales | {DECODE: layers}
 
 
 def _laid_out(x: Array, parameter: Parameter, name: str, config: DecoderConfig) -> Array:
     """A matrix in the computing type, whole over fsdp if all are; what is no matrix stays in its type."""
-    if is_matrix(name, len(parameter.shape)):
+    if is_matrix(name, len(parameter.shape)) and x.dtype != jnp.int8:
         x = x.astype(config.compute_dtype)
     if config.decode_weights != "gathered":
         return x
@@ -108,12 +112,15 @@ def _adapters(adapters: dict[str, Any], config: DecoderConfig) -> dict[str, Any]
 
 
 def _joined(layers: dict[str, Array], config: DecoderConfig) -> dict[str, Array]:
-    """What is multiplied with the same activations as one matrix, split over heads and mlp as its parts are."""
-    L, D, K, H = config.num_layers, config.hidden_size, config.num_kv_heads, config.head_dim
-    q = layers["q"].reshape(L, D, K, -1, H)  # [L, D, K, N/K, H]
-    joined = {"qkv": jnp.concatenate([q, layers["k"][:, :, :, None], layers["v"][:, :, :, None]], axis=3)}
+    """What is multiplied with the same activations as one matrix, split over heads and mlp as its parts are.
+
+    Scales, which have no dimension of inputs, are joined alike.
+    """
+    K, H, into = config.num_kv_heads, config.head_dim, layers["k"].shape[:-2]  # [L, D], of scales [L]
+    q = layers["q"].reshape(*into, K, -1, H)  # [L, D, K, N/K, H]
+    joined = {"qkv": jnp.concatenate([q, layers["k"][..., None, :], layers["v"][..., None, :]], axis=-2)}
     parts = ["q", "k", "v"]
     if not config.num_experts:
-        joined["gate_up"] = jnp.stack([layers["gate"], layers["up"]], axis=2)  # [L, D, 2, F]
+        joined["gate_up"] = jnp.stack([layers["gate"], layers["up"]], axis=-2)  # [L, D, 2, F]
         parts += ["gate", "up"]
     return {name: x for name, x in layers.items() if name not in parts} | joined

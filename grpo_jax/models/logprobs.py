@@ -14,6 +14,7 @@ from jax import Array
 
 from grpo_jax.models.cache import empty_cache
 from grpo_jax.models.ops import softcap
+from grpo_jax.models.quantize import SCALES
 from grpo_jax.sharding import constrain
 from grpo_jax.types import Prompts, Sequences
 
@@ -28,6 +29,9 @@ def next_token_logits(model: Decoder, params: Any, hidden: Array) -> Array:
     """
     head = params["embed"].T if model.config.tie_word_embeddings else params["head"]  # [D, V]
     logits = jnp.einsum("...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if SCALES in params:  # of integers (`quantize.py`), one a row of the vocabulary
+        (scale,) = params[SCALES].values()
+        logits = logits * scale
     logits = softcap(logits, model.config.logit_softcap)
     return constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
 

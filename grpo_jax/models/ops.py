@@ -19,6 +19,7 @@ from jax import Array
 
 from grpo_jax.models.experts import mixture
 from grpo_jax.models.lora import gathered
+from grpo_jax.models.quantize import SCALES, rescaled
 from grpo_jax.models.rope import rotate
 from grpo_jax.types import pytree
 
@@ -147,7 +148,8 @@ def linear(layer: dict[str, Any], name: str, x: Array, config: DecoderConfig, *,
 
     The adapter is never added into the weight, where what is small beside it would be rounded away (arXiv:2106.09685).
     """
-    return adapted(matmul(x, layer[name], inputs), layer, name, x, config, inputs=inputs)
+    y = rescaled(matmul(x, layer[name], inputs), layer, name)
+    return adapted(y, layer, name, x, config, inputs=inputs)
 
 
 def adapted(y: Array, layer: dict[str, Any], name: str, x: Array, config: DecoderConfig, *, inputs: int = 1) -> Array:
@@ -182,7 +184,7 @@ def _gate_up(layer: dict[str, Any], x: Array, config: DecoderConfig) -> tuple[Ar
     """Both inner products of the mlp, as one where the weights are joined (`decoding.py`)."""
     if "gate_up" not in layer:
         return linear(layer, "gate", x, config), linear(layer, "up", x, config)
-    both = jnp.einsum("btd,dcf->btcf", x, layer["gate_up"])
+    both = rescaled(jnp.einsum("btd,dcf->btcf", x, layer["gate_up"]), layer, "gate_up")
     return tuple(adapted(both[:, :, i], layer, name, x, config) for i, name in enumerate(("gate", "up")))
 
 
@@ -190,7 +192,7 @@ def _query_key_value(layer: dict[str, Any], x: Array, config: DecoderConfig) -> 
     """Queries [B, T, N, H], keys and values [B, T, K, H], by one product where the weights are joined."""
     if "qkv" not in layer:
         return tuple(linear(layer, name, x, config) for name in "qkv")
-    all_three = jnp.einsum("btd,dkmh->btkmh", x, layer["qkv"])
+    all_three = rescaled(jnp.einsum("btd,dkmh->btkmh", x, layer["qkv"]), layer, "qkv")
     M = config.num_heads // config.num_kv_heads
     q = all_three[..., :M, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
     parts = zip("qkv", (q, all_three[..., M, :], all_three[..., M + 1, :]), strict=True)
@@ -228,13 +230,15 @@ def decoder_layer(
     *,
     config: DecoderConfig,
     window: Array | int | None = None,
+    attention: Callable[..., Array] = attend,
 ) -> tuple[Array, Any]:
     """One transformer layer: `x + attention(x)`, then `x + mlp(x)`, each with a norm before it, after it, or both.
 
-    `store(k, v)` is given the new keys and values [B, K, T, H] and returns the blocks that the queries look
-    at, and what the caller keeps of them; that is all of caching. x [B, T, D] -> ([B, T, D], what was kept).
+    `store(k, v)` is given the new keys and values [B, K, T, H] and returns the blocks that the queries look at, and
+    what the caller keeps of them; that is all of caching. `attention` is called as `attend` is.
+    x [B, T, D] -> ([B, T, D], what was kept).
     """
-    w = jax.tree_util.tree_map_with_path(lambda path, p: p if _is_norm(path) else p.astype(x.dtype), layer)
+    w = jax.tree_util.tree_map_with_path(lambda path, p: p if _is_fine(path) else p.astype(x.dtype), layer)
 
     def norm(name: str, x: Array) -> Array:
         """Apply the norm of that name if the layer has it."""
@@ -242,7 +246,7 @@ def decoder_layer(
 
     q, k, v = project(w, norm("attention_norm", x), *angles, config)
     blocks, kept = store(k, v)
-    attended = attend(
+    attended = attention(
         q,
         q_positions,
         q_segments,
@@ -256,6 +260,6 @@ def decoder_layer(
     return x + norm("mlp_post_norm", gated_mlp(w, norm("mlp_norm", x), config)), kept
 
 
-def _is_norm(path: tuple) -> bool:
-    """Norms stay float32, as what they compute."""
-    return path[-1].key.endswith("norm")
+def _is_fine(path: tuple) -> bool:
+    """Norms and scales stay float32, as what they compute."""
+    return path[-1].key.endswith("norm") or path[0].key == SCALES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from grpo_jax.models.cache import Cache, empty_cache
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.decoding import decode_config, decode_params
 from grpo_jax.models.logprobs import next_token_logits
+from grpo_jax.models.quantize import rollout_params
 from grpo_jax.sampler.draw import Distribution, draw, row_keys
 from grpo_jax.sampler.prefill import Prompted, read_prompts
 from grpo_jax.sampler.slots import (
@@ -38,6 +39,7 @@ class Sampling(NamedTuple):
     pad_id: int
     decode_rows: int = 0  # rows decoded at once; 0: all
     cache_block: int = 0  # slots by which the cache grows; 0: chosen by `cache_blocks`
+    weights: Literal["same", "int8"] = "same"  # of the decode loop (`models/quantize.py`)
 
 
 class _Decode(NamedTuple):
@@ -66,7 +68,7 @@ def sample(model: Decoder, params: Any, prompts: Prompts, key: Array, *, samplin
     refills = M < G or turns > 1
     decoder = model.clone(config=decode_config(model.config, mesh_sizes(), slots=R * M * Tc))
     read = read_prompts(model, params, prompts.sequences, turns=turns, unrolled=not decoder.config.scan_layers)
-    weights = decode_params(params, decoder.config)
+    weights = decode_params(rollout_params(params, decoder.config, sampling.weights), decoder.config)
     keys = row_keys(key, prompts.index, G).reshape(R, turns * G)
     steps = most_steps(turns, G, M, Tc)
     first = read.first()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Hashable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -185,7 +185,7 @@ class _Step(NamedTuple):
 
 def _rl(plant: Plant) -> Iterator[Phase]:
     c = plant.config.rl
-    sampling = abstract_sampling(c.sampling, c.num_generations, c.decode_rows)
+    sampling = abstract_sampling(c.sampling, c.num_generations, c.decode_rows, c.rollout_weights)
     algorithm = algorithm_of(c)
     optimizer = make_optimizer(c.optimizer, c.iterations * c.max_steps * c.num_iterations)
     programs = rl_programs(plant.model, c, sampling, algorithm, optimizer, plant.trained)
@@ -325,7 +325,9 @@ def _evaluation(plant: Plant) -> Iterator[Phase]:
     )
 
 
-def abstract_sampling(config: SamplingConfig, num_generations: int, decode_rows: int = 0) -> Sampling:
+def abstract_sampling(
+    config: SamplingConfig, num_generations: int, decode_rows: int = 0, weights: Literal["same", "int8"] = "same"
+) -> Sampling:
     """The sampler's settings; which tokens end a completion changes no shape."""
     c = config
     distribution = Distribution(c.temperature, c.top_k, c.top_p, c.min_p)
@@ -337,6 +339,7 @@ def abstract_sampling(config: SamplingConfig, num_generations: int, decode_rows:
         pad_id=0,
         decode_rows=decode_rows,
         cache_block=c.cache_block,
+        weights=weights,
     )
 
 
@@ -363,7 +366,11 @@ def sampling_work(plant: Plant, prompts: int, sampling: Sampling) -> Work:
     caches = jax.eval_shape(lambda: [empty_cache(plant.decoder, P, Tp), empty_cache(plant.decoder, B, Tc)])
     values = sum(x.size * x.dtype.itemsize for cache in caches for x in jax.tree.leaves((cache.k, cache.v)))
     sizes = dict(plant.mesh.shape)
-    weights = decode_bytes(plant.decoder, decode_config(plant.decoder, sizes).decode_weights, sizes)
+    layout = decode_config(plant.decoder, sizes).decode_weights
+    weights = decode_bytes(plant.decoder, layout, sizes)
+    if sampling.weights == "int8":  # a byte a number, which are made whether or not they are joined
+        whole = decode_bytes(plant.decoder, "joined" if layout == "stored" else layout, sizes)
+        weights = whole // plant.decoder.compute_dtype.itemsize
     return Work(B, Tc, P, Tp, cache=values // sizes["tensor"], weights=weights)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from grpo_jax.config import Config, RLConfig
 from grpo_jax.data.tokenizer import character_tokenizer, load_tokenizer
+from grpo_jax.models.attention import AUTO
 from grpo_jax.models.decoder import DecoderConfig, from_architecture
 from grpo_jax.models.decoding import UNROLLED
 from grpo_jax.models.folder import ModelFolderError
@@ -176,4 +177,6 @@ def open_plan(config: Config, decoder: DecoderConfig, target: Target) -> Plant:
         if decoder.decode_layers == "auto":
             layers = "unroll" if decoder.num_layers <= UNROLLED else "scan"
             decoder = dataclasses.replace(decoder, decode_layers=layers)
+        if decoder.attention_kernel == "auto":
+            decoder = dataclasses.replace(decoder, attention_kernel=AUTO.get("gpu", "xla"))
     return open_plant(config, decoder, make_mesh(config.mesh, target.devices))

@@ -93,7 +93,7 @@ def with_adapters(decoder: DecoderConfig, lora: LoraConfig) -> DecoderConfig:
 
 def decoder_options(config: Config) -> dict[str, Any]:
     """How a decoder is computed, whatever its shape."""
-    names = ("dtype", "remat", "scan_layers", "decode_layers", "decode_weights", "experts_kernel")
+    names = ("dtype", "remat", "scan_layers", "decode_layers", "decode_weights", "experts_kernel", "attention_kernel")
     return {name: getattr(config.model, name) for name in names}
 
 

@@ -29,6 +29,7 @@ import jax
 from grpo_jax.algorithms.algorithm import Algorithm
 from grpo_jax.config import RLConfig
 from grpo_jax.data.order import OrderError
+from grpo_jax.models.quantize import check_quantizable
 from grpo_jax.reporting.metrics import MetricsWriter, read_metrics
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.rollouts import drop_rollouts_after
@@ -80,6 +81,8 @@ def prepare(run: Run) -> Prepared:
     cut = group_cuts(c.prompts_per_step, c.num_generations, c.microbatches, rows=algorithm.rows)
     run.check_batch(f"each of {c.sample_parts} rl.sample_parts", c.prompts_per_step // c.sample_parts)
     run.check_batch(f"each of {c.microbatches} rl.microbatches", c.prompts_per_step * cut // c.microbatches)
+    if c.rollout_weights == "int8":
+        check_quantizable(run.model.config)
     P = c.prompts_per_step // c.sample_parts
     lanes_and_rows(P, c.num_generations, c.decode_rows, shards=batch_shards(run.mesh))
     rewards = load_rewards(c.rewards)
@@ -120,7 +123,7 @@ def train(
     total, data = c.iterations * c.max_steps, prepared.data
     updates_in_all = total * c.num_iterations
     optimizer = make_optimizer(c.optimizer, updates_in_all)
-    sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows)
+    sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows, weights=c.rollout_weights)
     params = abstract(run.model.config, run.mesh)
     programs = rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params)
     health = Health(c.max_skipped_steps, c.max_logprob_gap if sampling.distribution.full_support else None)

@@ -8,7 +8,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from jax.sharding import Mesh
@@ -70,7 +70,13 @@ class Run:
         return uses_chat(Problem(question="", answer=""), self.config.prompt, self.tokenizer)
 
     def sampling(
-        self, config: SamplingConfig, num_generations: int, *, greedy: bool = False, decode_rows: int = 0
+        self,
+        config: SamplingConfig,
+        num_generations: int,
+        *,
+        greedy: bool = False,
+        decode_rows: int = 0,
+        weights: Literal["same", "int8"] = "same",
     ) -> Sampling:
         """The sampler's static settings for a section's `sampling`."""
         c = config
@@ -82,6 +88,7 @@ class Run:
             eos_ids=self.eos_ids,
             pad_id=self.pad_id,
             decode_rows=decode_rows,
+            weights=weights,
             cache_block=c.cache_block,
         )
 
