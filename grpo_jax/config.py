@@ -239,10 +239,10 @@ class SFTConfig:
     """Put several examples in a row; they do not see one another."""
     overlong_examples: Literal["error", "drop", "truncate"] = "error"
     """What to do with an example longer than `max_length`."""
-    microbatches: Positive = 1
-    """Parts into which an update's rows are split to save memory; the gradient is the same."""
-    head_chunk: Positive = 128
-    """Time steps whose logits are in memory at once."""
+    microbatches: Count = 1
+    """Parts into which an update's rows are split to save memory; the gradient is the same. 0: as memory allows."""
+    head_chunk: Count = 128
+    """Time steps whose logits are in memory at once; 0: as memory allows."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
     """AdamW; the paper's SFT has a constant 5e-5."""
     logging_steps: Positive = 10
@@ -273,8 +273,10 @@ class RLConfig:
     """Completions G of one prompt (paper 64; TRL 8, Tunix 2)."""
     num_iterations: Positive = 1
     """Updates mu on one batch (paper 1)."""
-    microbatches: Positive = 1
-    """Parts into which an update's rows are split to save memory; the gradient is the same."""
+    microbatches: Count = 1
+    """Parts into which an update's rows are split to save memory; the gradient is the same. 0: as memory allows."""
+    length_buckets: Positive = 1
+    """Sort an update's rows by length and compute each micro-batch to the nearest of so many lengths; 1: unsorted."""
     decode_rows: Count = 0
     """Rows decoded at once, refilled from the completions that wait as theirs end; 0: all of a step's. Same tokens."""
     sample_parts: Positive = 1
@@ -288,8 +290,8 @@ class RLConfig:
     """How completions are drawn."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW; the paper's RL has 1e-6."""
-    head_chunk: Positive = 128
-    """Time steps whose logits are in memory at once when log-probabilities are computed."""
+    head_chunk: Count = 128
+    """Time steps whose logits are in memory at once when log-probabilities are computed; 0: as memory allows."""
     rollout_weights: Literal["same", "int8"] = "same"
     """Of the decode loop: the trainer's, or quantised to 8 bits by output channel, corrected by importance_cap."""
     importance_cap: Annotated[float, pydantic.Field(ge=1.0)] | None = None

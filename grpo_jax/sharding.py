@@ -18,7 +18,7 @@ from grpo_jax.config import MeshConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-RULES: dict[str, str | tuple[str, ...] | None] = {
+RULES: dict[str, Any] = {
     "batch": ("data", "fsdp"),
     "replica": "data",  # the part of the batch that one copy of the parameters works on
     "embed": "fsdp",
@@ -31,6 +31,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "layers": None,
     "rank": None,
+    "any": PartitionSpec.UNCONSTRAINED,  # left to the compiler
 }
 
 
@@ -113,6 +114,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty or math.prod(mesh.shape.values()) == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(*axes))
+
+
+def shards_here() -> int:
+    """The number of batch shards of the mesh in context, inside jit; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else batch_shards(mesh)
 
 
 def host_to_global(tree: Any, sharding: NamedSharding) -> Any:

@@ -83,7 +83,7 @@ def _pipeline(config: Config) -> Iterator[str]:
 
 
 def _sft(sft: SFTConfig) -> Iterator[str]:
-    if sft.batch_size % sft.microbatches:
+    if sft.microbatches and sft.batch_size % sft.microbatches:
         yield (
             f"sft: batch_size {sft.batch_size} cannot be cut into {sft.microbatches} equal microbatches; "
             f"choose a divisor of {sft.batch_size}"
@@ -125,10 +125,9 @@ def _rl(rl: RLConfig) -> Iterator[str]:
             "rl.rollout_weights: int8 samples from another policy than the trained one, and rl.importance_cap, which "
             "corrects for that, is null; set it, 2.0 for instance, or rollout_weights to same"
         )
-    if P % M and (M % P or G % (M // P)):
+    if M and P * G % M:
         yield (
-            f"rl: {P} prompts of {G} completions cannot be cut into {M} equal microbatches; "
-            f"choose a divisor of {P}, or {P} times a divisor of {G}"
+            f"rl: {P} prompts of {G} completions cannot be cut into {M} equal microbatches; choose a divisor of {P * G}"
         )
 
 

@@ -23,6 +23,7 @@ MAY_CHANGE = frozenset(
         "experts_kernel",
         "fused_steps",
         "head_chunk",
+        "length_buckets",
         "logging_steps",
         "max_logprob_gap",
         "max_skipped_steps",

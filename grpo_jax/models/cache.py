@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from grpo_jax.sharding import constrain, shards_here
 from grpo_jax.types import Sequences, pytree
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Cache:
     positions: Array  # [B, S] i32
     segments: Array  # [B, S] i32
     length: Array  # [] i32, the slot of the next token
+    rows: Array | None = None  # [B] i32, of a prefix: the row that each query row continues (`of_rows`); None: in order
 
     @property
     def size(self) -> int:
@@ -47,6 +49,18 @@ def empty_cache(config: DecoderConfig, rows: int, length: int) -> Cache:
 
     slots = jnp.zeros((rows, length), jnp.int32)
     return Cache(k=zeros(), v=zeros(), positions=slots, segments=slots, length=jnp.zeros((), jnp.int32))
+
+
+def of_rows(x: Array, rows: Array) -> Array:
+    """The given rows of an array [P, ...] -> [B, ...]; a row is counted within its batch shard and never leaves it."""
+    shards = shards_here()
+
+    def by_shard(x: Array) -> Array:
+        x = x.reshape(shards, -1, *x.shape[1:])
+        return constrain(x, "batch", *("any",) * (x.ndim - 1))
+
+    taken = jax.vmap(lambda x, rows: x[rows])(by_shard(x), by_shard(rows))  # [shards, B/shards, ...]
+    return taken.reshape(-1, *x.shape[1:])
 
 
 def unstack(cache: Cache) -> Cache:

@@ -18,7 +18,7 @@ from jax import Array
 
 from grpo_jax.config import ArchitectureConfig
 from grpo_jax.models import attention, ops
-from grpo_jax.models.cache import Cache, advance, stack, unstack
+from grpo_jax.models.cache import Cache, advance, of_rows, stack, unstack
 from grpo_jax.models.decoding import DECODE, WEIGHTS
 from grpo_jax.models.experts import KERNELS
 from grpo_jax.models.lora import Lora
@@ -182,9 +182,9 @@ class Decoder(nn.Module):
         With `cache` the new tokens are written at `cache.length` and queries look at the whole cache. A
         cache with exactly T slots is taken to be empty: it is filled without a copy, and gradients flow
         through the result. `prefix` is a cache of P rows that is only read: row p is the shared context of
-        rows p*G .. p*G + G-1; of several, each has its own number of rows. Parameters with the key `lora` are a base
-        with adapters (`lora.py`), those with `decode` are laid out for a decode loop (`decoding.py`), those with
-        `scales` are integers (`quantize.py`).
+        rows p*G .. p*G + G-1, unless it says which row each query row continues; of several, each has its own number
+        of rows. Parameters with the key `lora` are a base with adapters (`lora.py`), those with `decode` are laid out
+        for a decode loop (`decoding.py`), those with `scales` are integers (`quantize.py`).
         """
         config = self.config
         given = self.variables.get("params", {})
@@ -247,7 +247,7 @@ def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, pre
                 (k, kept_k), (v, kept_v) = (write(old, new, index) for old, new in zip(cached, (k, v), strict=True))
                 kept = (kept_k, kept_v)
             about = sequences if cache is None else cache
-            before = [KeyValues(*kv, p.positions, p.segments) for kv, p in zip(shared, prefixes, strict=True)]
+            before = [_shared(p, kv) for kv, p in zip(shared, prefixes, strict=True)]
             return [*before, KeyValues(k, v, about.positions, about.segments)], kept
 
         x, kept = ops.decoder_layer(
@@ -266,6 +266,15 @@ def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, pre
     if config.remat == "none":
         return apply
     return jax.checkpoint(apply, policy=REMAT[config.remat], prevent_cse=not config.scan_layers)
+
+
+def _shared(prefix: Cache, layer: tuple[Array, Array]) -> KeyValues:
+    """A layer of the prefix as a block of keys, a row for each group, or the rows that the prefix names.
+
+    Rows are taken layer by layer, so that the copies of one layer exist at once.
+    """
+    block = KeyValues(*layer, prefix.positions, prefix.segments)
+    return block if prefix.rows is None else jax.tree.map(lambda x: of_rows(x, prefix.rows), block)
 
 
 def _windows(config: DecoderConfig) -> Array | None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from grpo_jax.models.cache import empty_cache
+from grpo_jax.models.cache import Cache, empty_cache
 from grpo_jax.models.ops import softcap
 from grpo_jax.models.quantize import SCALES
 from grpo_jax.sharding import constrain
@@ -52,12 +52,36 @@ def completion_logprobs(
     distribution) carries no gradient. `chunk` is the number of time steps whose logits exist at once; it
     does not change the result.
     """
+    last, prefix = prefill(model, params, prompts)
+    last = jnp.repeat(last, completions.tokens.shape[0] // last.shape[0], axis=0)
+    return continued_logprobs(model, params, last, prefix, completions, temperature=temperature, chunk=chunk)
+
+
+def prefill(model: Decoder, params: Any, prompts: Prompts) -> tuple[Array, Cache]:
+    """What completions need of their prompts: the last hidden state [P, D], and all keys and values."""
     rows, time = prompts.sequences.tokens.shape
-    cache = empty_cache(model.config, rows, time)
-    prompt_hidden, cache = model.apply({"params": params}, prompts.sequences, cache=cache)  # [P, Tp, D]
-    hidden, _ = model.apply({"params": params}, completions, prefix=cache)  # [B, Tc, D]
-    last = jnp.repeat(prompt_hidden[:, -1:], completions.tokens.shape[0] // rows, axis=0)  # [B, 1, D]
-    before = jnp.concatenate([last, hidden[:, :-1]], axis=1)  # [B, Tc, D]
+    hidden, cache = model.apply(
+        {"params": params}, prompts.sequences, cache=empty_cache(model.config, rows, time)
+    )  # [P, Tp, D]
+    return hidden[:, -1], cache
+
+
+def continued_logprobs(
+    model: Decoder,
+    params: Any,
+    last: Array,
+    prefix: Cache,
+    completions: Sequences,
+    *,
+    temperature: float = 1.0,
+    chunk: int,
+) -> tuple[Array, Array]:
+    """`completion_logprobs` of completions whose prompts were computed before (`prefill`).
+
+    last [B, D] is the hidden state before each completion; `prefix` has a row for each of them or for each group.
+    """
+    hidden, _ = model.apply({"params": params}, completions, prefix=prefix)  # [B, Tc, D]
+    before = jnp.concatenate([last[:, None], hidden[:, :-1]], axis=1)  # [B, Tc, D]
     chosen = completions.segments > 0
     return _score(model, params, before, completions.tokens, chosen, temperature, chunk)
 

@@ -199,7 +199,7 @@ def _rl(plant: Plant) -> Iterator[Phase]:
     drawn = sampling_work(plant, P, sampling)
     batch_settings = ("rl", c.prompts_per_step, plant.config.prompt.max_prompt_length)
     settings = (*batch_settings, sampling._replace(decode_rows=0, cache_block=0), c.algorithm, c.importance_cap)
-    scoring = (*settings, c.microbatches, c.head_chunk)
+    scoring = (*settings, c.microbatches, c.length_buckets, c.head_chunk)
     twice = c.num_iterations > 1
     ahead = partial(compile_ahead, mesh=plant.mesh, longest=_longest(plant, P, sampling))
 
@@ -347,10 +347,11 @@ def scoring_work(plant: Plant, *, rows: int) -> Work:
     """A micro-batch of RL; `rows` of a group stay together. Raises `MicrobatchError`."""
     c = plant.config.rl
     P, G, M = c.prompts_per_step, c.num_generations, c.microbatches
-    cut = group_cuts(P, G, M, rows=rows)
-    prompts = _on_a_device(plant, P * cut // M)
+    cut = group_cuts(P, G, M, rows=rows, shards=batch_shards(plant.mesh))
+    at_once = _on_a_device(plant, P * cut // M)
+    prompts = at_once if c.length_buckets == 1 else _on_a_device(plant, P)  # sorted rows: of all prompts
     return Work(
-        rows=prompts * (G // cut),
+        rows=at_once * (G // cut),
         length=c.sampling.max_completion_length,
         prompts=prompts,
         prompt_length=plant.config.prompt.max_prompt_length,

@@ -12,6 +12,7 @@ import jax
 
 from grpo_jax.config import Config
 from grpo_jax.configure import Command, ConfigError, check_resume, dump
+from grpo_jax.configure.documents import read
 from grpo_jax.reporting.environment import write_environment
 from grpo_jax.reporting.files import is_primary, write_atomically
 from grpo_jax.reporting.progress import table
@@ -19,6 +20,8 @@ from grpo_jax.reporting.report import write_report
 from grpo_jax.rewards.workers import Workers
 from grpo_jax.sharding import agree, make_mesh
 from grpo_jax.stages import evaluation, rl, sft
+from grpo_jax.stages.budget import choose, device_memory, left_open, remembered
+from grpo_jax.stages.footprints import open_plant
 from grpo_jax.stages.policy import (
     abstract,
     base_record,
@@ -45,10 +48,11 @@ def run(command: Command, workers: Workers) -> None:
     """Run the sections that are present (or those of `--only`) and not finished; write the report in any case."""
     directory = Path(command.config.output_dir).absolute()
     with Interruption() as interruption, contextlib.ExitStack() as at_exit:
-        check_config(directory, command.config)
+        config = remember(directory, command.config)
+        check_config(directory, config)
         if is_primary():
             at_exit.enter_context(claim(directory))
-        this = open_run(command.config, directory, workers, interruption)
+        this = open_run(config, directory, workers, interruption)
         at_exit.enter_context(jax.set_mesh(this.mesh))
         wanted = command.only or tuple(s for s in (*TRAINING, "evaluation") if getattr(this.config, s))
         prepared = prepare_sections(this, wanted)
@@ -68,7 +72,7 @@ def open_run(config: Config, directory: Path, workers: Workers, interruption: In
     if model.config.lora:
         notes(describe_adapters(model.config))
     return Run(
-        config=config,
+        config=choose(open_plant(config, model.config, mesh), device_memory()) if left_open(config) else config,
         directory=directory,
         mesh=mesh,
         model=model,
@@ -79,6 +83,12 @@ def open_run(config: Config, directory: Path, workers: Workers, interruption: In
         interruption=interruption,
         base=base_record(config, model.config),
     )
+
+
+def remember(directory: Path, config: Config) -> Config:
+    """The config with the sizes that were left to the run, as it chose them when it was started (`budget.py`)."""
+    saved, started = directory / "config.yaml", started_stages(directory)
+    return remembered(config, read(saved).tree, started) if started and saved.is_file() else config
 
 
 def started_stages(directory: Path) -> list[str]:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from grpo_jax.config import Config, RLConfig
+from grpo_jax.config import Config
 from grpo_jax.data.tokenizer import character_tokenizer, load_tokenizer
 from grpo_jax.models.attention import AUTO
 from grpo_jax.models.decoder import DecoderConfig, from_architecture
@@ -23,7 +23,6 @@ from grpo_jax.stages.ahead import Footprint
 from grpo_jax.stages.footprints import Phase, Plant, open_plant, phases
 from grpo_jax.stages.policy import alphabet, decoder_options, read_decoder_config
 from grpo_jax.stages.targets import Target
-from grpo_jax.training.step import group_cuts
 
 USABLE = 0.95  # of a device's memory: the rest is for gaps between buffers, programs, and the runtime itself
 
@@ -122,17 +121,11 @@ def check_batches(plant: Plant) -> None:
         "sft.batch_size": c.sft and c.sft.batch_size,
         "each of sft.microbatches": c.sft and c.sft.batch_size // c.sft.microbatches,
         "rl.prompts_per_step": c.rl and c.rl.prompts_per_step,
-        "each of rl.microbatches": c.rl and _rows_of_a_microbatch(c.rl),
         "evaluation.batch_prompts": c.evaluation and c.evaluation.batch_prompts,
     }
     for key, size in sizes.items():
         if size and size % shards:
             raise ShardingError(f"{key}: {size} rows cannot be split over {shards} batch shards; choose a multiple")
-
-
-def _rows_of_a_microbatch(c: RLConfig) -> int:
-    """Prompts, or parts of groups, that a micro-batch holds."""
-    return c.prompts_per_step * group_cuts(c.prompts_per_step, c.num_generations, c.microbatches) // c.microbatches
 
 
 def open_shape(config: Config, note: Callable[[str], None]) -> DecoderConfig:

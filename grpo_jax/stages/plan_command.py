@@ -15,6 +15,7 @@ from grpo_jax.models.parameters import count
 from grpo_jax.reporting.plan_table import show_plan, wide_console
 from grpo_jax.sharding import batch_shards
 from grpo_jax.stages.arithmetic import arithmetic, problems_here
+from grpo_jax.stages.budget import choose
 from grpo_jax.stages.plan import USABLE, Measured, Plan, Study, open_plan, open_shape
 from grpo_jax.stages.policy import describe_adapters
 from grpo_jax.stages.remedies import flags, nearest
@@ -48,7 +49,9 @@ def plan(request: Request) -> None:
     decoder = open_shape(request.config, note)
     target = open_target(request, request.devices)
     study = Study(request.only, lambda name: compiling(name, progress))
-    asked = study.plan(open_plan(request.config, decoder, target), target)
+    plant = open_plan(request.config, decoder, target)
+    plant = plant._replace(config=choose(plant, target.memory))
+    asked = study.plan(plant, target)
     found = None
     if asked.too_large:
         note(f"{complaint(asked)}; looking for the nearest change that fits")

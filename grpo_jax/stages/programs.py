@@ -93,6 +93,7 @@ def rl_programs(
         "temperature": config.sampling.temperature,
         "chunk": config.head_chunk,
         "microbatches": config.microbatches,
+        "buckets": config.length_buckets,
     }
     update = partial(train_step, **scoring, algorithm=algorithm, optimizer=optimizer)
     shards, P, K = batch_shards(_mesh(params)), config.prompts_per_step, config.sample_parts

@@ -39,11 +39,10 @@ def _rl_microbatches(c: Config, shards: int) -> Iterator[int]:
     P, G = c.rl.prompts_per_step, c.rl.num_generations
     for M in range(c.rl.microbatches + 1, P * G + 1):
         try:
-            whole = (P * group_cuts(P, G, M) // M) % shards == 0  # a row or more for each device
+            group_cuts(P, G, M, shards=shards)
         except MicrobatchError:
             continue
-        if whole:
-            yield M
+        yield M
 
 
 def _sft_microbatches(c: Config, shards: int) -> Iterator[int]:

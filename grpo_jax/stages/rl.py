@@ -78,13 +78,12 @@ def prepare(run: Run) -> Prepared:
     algorithm = algorithm_of(c)
     length = run.config.prompt.max_prompt_length + c.sampling.max_completion_length
     run.check_length("prompt.max_prompt_length + rl.sampling.max_completion_length", length)
-    cut = group_cuts(c.prompts_per_step, c.num_generations, c.microbatches, rows=algorithm.rows)
+    shards = batch_shards(run.mesh)
+    group_cuts(c.prompts_per_step, c.num_generations, c.microbatches, rows=algorithm.rows, shards=shards)
     run.check_batch(f"each of {c.sample_parts} rl.sample_parts", c.prompts_per_step // c.sample_parts)
-    run.check_batch(f"each of {c.microbatches} rl.microbatches", c.prompts_per_step * cut // c.microbatches)
     if c.rollout_weights == "int8":
         check_quantizable(run.model.config)
-    P = c.prompts_per_step // c.sample_parts
-    lanes_and_rows(P, c.num_generations, c.decode_rows, shards=batch_shards(run.mesh))
+    lanes_and_rows(c.prompts_per_step // c.sample_parts, c.num_generations, c.decode_rows, shards=shards)
     rewards = load_rewards(c.rewards)
     check_rewards(rewards, run.workers)
     check_fused(c, rewards)
@@ -98,8 +97,8 @@ def prepare(run: Run) -> Prepared:
     run.note(
         f"rl: {len(problems)} problems; a step is {c.prompts_per_step} prompts x {c.num_generations} completions = "
         f"{c.prompts_per_step * c.num_generations} rows of at most {c.sampling.max_completion_length} tokens, "
-        f"{c.num_iterations} update(s) in {c.microbatches} micro-batch(es); "
-        f"{steps} steps = {steps * c.prompts_per_step / len(problems):.2f} epochs"
+        f"{c.num_iterations} update(s) in {c.microbatches} micro-batch(es), {c.head_chunk} time steps of logits "
+        f"at once; {steps} steps = {steps * c.prompts_per_step / len(problems):.2f} epochs"
     )
     if not run.sampling(c.sampling, c.num_generations).distribution.full_support:
         run.note(

@@ -52,7 +52,8 @@ def prepare(run: Run) -> Prepared:
     )
     run.note(
         f"sft: {len(examples)} examples, {c.batch_size} rows of {c.max_length} tokens a step "
-        f"({plan.fill(0):.0%} filled), {c.max_steps} steps"
+        f"({plan.fill(0):.0%} filled) in {c.microbatches} micro-batch(es), {c.head_chunk} time steps of logits "
+        f"at once, {c.max_steps} steps"
     )
     return Prepared(examples, plan, source_record(problems))
 

@@ -14,9 +14,13 @@ import optax
 from jax import Array
 
 from grpo_jax.algorithms.algorithm import Algorithm
+from grpo_jax.models.cache import Cache, of_rows
 from grpo_jax.models.decoder import Decoder
-from grpo_jax.models.logprobs import completion_logprobs
+from grpo_jax.models.logprobs import completion_logprobs, continued_logprobs, prefill
 from grpo_jax.models.lora import attach
+from grpo_jax.sharding import shards_here
+from grpo_jax.training.buckets import padding_share, row_lengths, sort_rows, sorted_gradient, sorted_logprobs
+from grpo_jax.training.statistics import mean_statistics, merge_statistics, token_statistics
 from grpo_jax.types import Experience, Rollout, TrainState
 
 
@@ -24,20 +28,21 @@ class MicrobatchError(ValueError):
     """A batch that cannot be cut into so many equal parts."""
 
 
-def group_cuts(prompts: int, num_generations: int, microbatches: int, *, rows: int = 1) -> int:
+def group_cuts(prompts: int, num_generations: int, microbatches: int, *, rows: int = 1, shards: int = 1) -> int:
     """Into how many parts each group is cut when a batch is cut into so many equal micro-batches.
 
-    Up to P micro-batches are made of whole groups (1 part); beyond that, each holds a part of one group, of a multiple
-    of `rows` completions. Raises `MicrobatchError` naming the numbers that would do.
+    As few as do: micro-batches hold whole groups (1 part) where these are enough, else parts of a multiple of `rows`
+    completions; every one of the batch's `shards` has equally many parts in each micro-batch. Raises `MicrobatchError`
+    naming the numbers that would do.
     """
     P, G, M = prompts, num_generations, microbatches
-    if P % M == 0:
-        return 1
-    if M % P == 0 and G % (M // P) == 0 and (G // (M // P)) % rows == 0:
-        return M // P
+    for cut in range(1, G // rows + 1):
+        if G % (cut * rows) == 0 and P * cut % M == 0 and P * cut // M % shards == 0:
+            return cut
+    over = f" over {shards} batch shards" if shards > 1 else ""
     raise MicrobatchError(
-        f"microbatches: {P} prompts of {G} completions cannot be cut into {M} equal parts; "
-        f"choose a divisor of {P}, or {P} times a divisor of {G // rows}"
+        f"microbatches: {P} prompts of {G} completions cannot be cut into {M} equal parts{over}; "
+        f"choose a divisor of {P * (G // rows) // shards}"
     )
 
 
@@ -50,7 +55,7 @@ def split_rows(tree: Experience | Rollout, microbatches: int, *, rows: int = 1) 
     P = tree.prompts.index.shape[0]
     B = tree.completion_mask.shape[0]
     M, G = microbatches, B // P
-    cut = group_cuts(P, G, M, rows=rows)
+    cut = group_cuts(P, G, M, rows=rows, shards=shards_here())
 
     def prompt_rows(x: Array) -> Array:  # [P, ...] -> [M, P*cut/M, ...]
         x = jnp.repeat(x, cut, axis=0)
@@ -65,31 +70,42 @@ def split_rows(tree: Experience | Rollout, microbatches: int, *, rows: int = 1) 
     return rest.replace(prompts=prompts)
 
 
-def join_rows(x: Array, prompts: int, num_generations: int) -> Array:
+def join_rows(x: Array, prompts: int, num_generations: int, *, rows: int = 1) -> Array:
     """Undo `split_rows` for an array by completion: [M, B/M, ...] -> [B, ...] in the batch's order."""
     M = x.shape[0]
-    cut = max(M // prompts, 1)
+    cut = group_cuts(prompts, num_generations, M, rows=rows, shards=shards_here())
     x = x.reshape(M, prompts * cut // M, num_generations // cut, *x.shape[2:])
     return jnp.swapaxes(x, 0, 1).reshape(prompts * num_generations, *x.shape[3:])
 
 
 def rollout_logprobs(
-    params: Any, rollout: Rollout, *, model: Decoder, temperature: float, chunk: int, microbatches: int = 1
+    params: Any,
+    rollout: Rollout,
+    *,
+    model: Decoder,
+    temperature: float,
+    chunk: int,
+    microbatches: int = 1,
+    buckets: int = 1,
 ) -> Array:
     """Log-probabilities of a rollout's tokens under other weights: the reference, or the policy before its updates.
 
+    With more than one of `buckets` the rows are sorted by length, as in `train_step`.
+
     -> [B, Tc] f32, 0 off the mask.
     """
+    scoring = {"temperature": temperature, "chunk": chunk}
+    P, B = rollout.prompts.index.shape[0], rollout.completion_mask.shape[0]
+    group_cuts(P, B // P, microbatches, shards=shards_here())
+    if buckets > 1:
+        return sorted_logprobs(params, rollout, model=model, microbatches=microbatches, buckets=buckets, **scoring)
 
     def part(rows: Rollout) -> Array:
-        logprobs, _ = completion_logprobs(
-            model, params, rows.prompts, rows.completions, temperature=temperature, chunk=chunk
-        )
+        logprobs, _ = completion_logprobs(model, params, rows.prompts, rows.completions, **scoring)
         return jnp.where(rows.completion_mask, logprobs, 0.0)
 
     if microbatches == 1:
         return part(rollout)
-    P, B = rollout.prompts.index.shape[0], rollout.completion_mask.shape[0]
     return join_rows(jax.lax.map(part, split_rows(rollout, microbatches)), P, B // P)
 
 
@@ -103,42 +119,73 @@ def train_step(
     temperature: float = 1.0,
     chunk: int = 128,
     microbatches: int = 1,
+    buckets: int = 1,
     frozen: Any | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update; a gradient that is not finite changes nothing but the step count and is reported.
 
     Where the state holds adapters, `frozen` is the base that they are attached to: it is read, and has no gradient.
+    With more than one of `buckets` the rows are sorted by length, each micro-batch is computed only as far as it
+    reaches, in as many steps (`buckets.py`), and all prompts are computed once.
     -> the new state and metrics: `loss` (the sum over rows, hence the batch's loss), means over the chosen tokens,
-    `grad_norm` before clipping, `skipped_updates` 0 or 1.
+    `padding` (share of the computed completion tokens), `grad_norm` before clipping, `skipped_updates` 0 or 1.
     """
 
-    def loss_of(params: Any, rows: Experience) -> tuple[Array, dict[str, Array]]:
-        logprobs, entropy = completion_logprobs(
-            model, attach(frozen, params), rows.prompts, rows.completions, temperature=temperature, chunk=chunk
+    scoring = {"temperature": temperature, "chunk": chunk}
+
+    def loss_of(params: Any, rows: Experience) -> tuple[Array, Any]:
+        scored = completion_logprobs(model, attach(frozen, params), rows.prompts, rows.completions, **scoring)
+        return objective_of(algorithm, *scored, rows)
+
+    def continued(params: Any, prefix: tuple[Array, Cache], rows: Experience, at: Array) -> tuple[Array, Any]:
+        last, cache = of_rows(prefix[0], at), prefix[1].replace(rows=at)
+        scored = continued_logprobs(model, attach(frozen, params), last, cache, rows.completions, **scoring)
+        return objective_of(algorithm, *scored, rows)
+
+    P, mask = experience.prompts.index.shape[0], experience.completion_mask
+    group_cuts(P, mask.shape[0] // P, microbatches, rows=algorithm.rows, shards=shards_here())
+    if buckets > 1:
+        grads, loss, statistics, padding = sorted_gradient(
+            lambda params: prefill(model, attach(frozen, params), experience.prompts),
+            continued,
+            state.params,
+            experience,
+            sort_rows(mask, prompts=P, microbatches=microbatches, buckets=buckets, rows=algorithm.rows),
         )
-        loss, metrics = algorithm.loss(logprobs, rows)
-        metrics |= {"entropy": entropy}
-        return loss, token_statistics(metrics, logprobs, rows)
+    else:
+        padding = padding_share(row_lengths(mask), mask.size)
+        grads, loss, statistics = _gradient(loss_of, state.params, experience, microbatches, algorithm.rows)
+    new_state, update_metrics = guarded_update(state, grads, loss, optimizer=optimizer)
+    metrics = {"loss": loss, "padding": padding} | mean_statistics(statistics) | update_metrics
+    return new_state, metrics
+
+
+def objective_of(algorithm: Algorithm, logprobs: Array, entropy: Array, rows: Experience) -> tuple[Array, Any]:
+    """The loss of some rows, a sum, and their statistics."""
+    loss, metrics = algorithm.loss(logprobs, rows)
+    return loss, token_statistics(metrics | {"entropy": entropy}, logprobs, rows)
+
+
+def _gradient(loss_of, params: Any, experience: Experience, microbatches: int, rows: int) -> tuple[Any, Array, Any]:
+    """The gradient, the loss and the statistics of a batch in micro-batches."""
+    if microbatches == 1:
+        (loss, statistics), grads = jax.value_and_grad(loss_of, has_aux=True)(params, experience)
+        return grads, loss, statistics
 
     def accumulate(carry, rows):
         grads, loss, statistics = carry
-        (part, more), more_grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, rows)
+        (part, more), more_grads = jax.value_and_grad(loss_of, has_aux=True)(params, rows)
         return (
             jax.tree.map(jnp.add, grads, more_grads),
             loss + part,
             merge_statistics(statistics, more),
         ), None
 
-    if microbatches == 1:
-        (loss, statistics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, experience)
-    else:
-        parts = split_rows(experience, microbatches, rows=algorithm.rows)
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda r: loss_of(state.params, r), first))
-        start = (jax.tree.map(jnp.zeros_like, state.params), *zeros)
-        (grads, loss, statistics), _ = jax.lax.scan(accumulate, start, parts)
-    new_state, update_metrics = guarded_update(state, grads, loss, optimizer=optimizer)
-    return new_state, {"loss": loss} | mean_statistics(statistics) | update_metrics
+    parts = split_rows(experience, microbatches, rows=rows)
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda r: loss_of(params, r), first))
+    start = (jax.tree.map(jnp.zeros_like, params), *zeros)
+    return jax.lax.scan(accumulate, start, parts)[0]
 
 
 def guarded_update(
@@ -154,35 +201,3 @@ def guarded_update(
     )
     metrics = {"grad_norm": grad_norm, "skipped_updates": 1.0 - finite.astype(jnp.float32)}
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
-
-
-def token_statistics(metrics: dict[str, Array], logprobs: Array, rows: Experience) -> dict[str, Any]:
-    """Sums, counts and extremes over the chosen tokens: what can be merged over micro-batches without error.
-
-    Of a metric named `.../max`, which must not be negative, the largest value is kept; of others, the sum.
-    """
-    mask = rows.completion_mask
-    chosen = {name: jnp.where(mask, value, 0.0) for name, value in metrics.items()}
-    sums = {name: value.sum() for name, value in chosen.items() if not name.endswith("/max")}
-    largest = {name: value.max() for name, value in chosen.items() if name.endswith("/max")}
-    statistics = {"sums": sums, "tokens": mask.sum().astype(jnp.float32), "largest": largest}
-    if rows.behaviour_logprobs is not None:
-        gap = jnp.where(mask, jnp.abs(logprobs - rows.behaviour_logprobs), 0.0)
-        sums["logprob_gap/mean"] = gap.sum()
-        statistics["largest"]["logprob_gap/max"] = gap.max()
-    return jax.lax.stop_gradient(statistics)
-
-
-def merge_statistics(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """The statistics of two sets of rows together."""
-    return {
-        "sums": jax.tree.map(jnp.add, a["sums"], b["sums"]),
-        "tokens": a["tokens"] + b["tokens"],
-        "largest": jax.tree.map(jnp.maximum, a["largest"], b["largest"]),
-    }
-
-
-def mean_statistics(statistics: dict[str, Any]) -> dict[str, Array]:
-    """Means over tokens, and the extremes as they are."""
-    tokens = jnp.maximum(statistics["tokens"], 1.0)
-    return {name: total / tokens for name, total in statistics["sums"].items()} | statistics["largest"]

@@ -136,14 +136,14 @@ CASES = [
     ),
     Case(
         "micro-batches that do not divide",
-        ("rl:", "4 prompts of 4", "3 equal microbatches", "choose a divisor of 4"),
+        ("rl:", "4 prompts of 4", "3 equal microbatches", "choose a divisor of 16"),
         flags=("--rl.microbatches", "3"),
     ),
     Case(
         "micro-batches that the mesh does not divide",
-        ("each of 4 rl.microbatches", "2 rows", "8 batch shards", "choose 8"),
+        ("8 prompts of 4", "8 equal parts over 8 batch shards", "choose a divisor of 4"),
         {"sft": None, "model": {"architecture": {"hidden_size": 16}}},
-        ("--rl.prompts_per_step", "8", "--rl.microbatches", "4"),
+        ("--rl.prompts_per_step", "8", "--rl.microbatches", "8"),
         all_devices=True,
     ),
     Case(

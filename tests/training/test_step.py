@@ -15,7 +15,7 @@ from grpo_jax.config import OptimizerConfig
 from grpo_jax.sharding import host_to_global, named
 from grpo_jax.training.optimizer import make_optimizer
 from grpo_jax.training.state import abstract_state, create_state, state_shardings
-from grpo_jax.training.step import MicrobatchError, join_rows, rollout_logprobs, split_rows, train_step
+from grpo_jax.training.step import MicrobatchError, group_cuts, join_rows, rollout_logprobs, split_rows, train_step
 from grpo_jax.types import Rewards, Sequences
 from tests import tiny
 
@@ -77,6 +77,7 @@ def expected(rollout):
         ((2, 2, 1), 1, 8),
         ((1, 1, 4), 4, 2),
         ((2, 1, 2), 2, 3),
+        ((2, 2, 1), 4, 3),  # a completion of each device's one group at a time
     ],
 )
 def test_one_gradient(rollout, expected, mesh, microbatches, chunk):
@@ -185,9 +186,33 @@ def test_split_and_join_are_inverse(rollout):
         np.testing.assert_array_equal(parts.completions.positions[..., 0], start)
 
 
+@pytest.mark.parametrize("M", [1, 2, 4])
+def test_each_shard_cuts_its_own_rows(rollout, M):
+    """Over four batch shards of one group each, micro-batches cut groups, and no row leaves its shard."""
+    rows = np.arange(P * G, dtype=np.float32)
+    numbered = rollout.replace(logprobs=np.broadcast_to(rows[:, None], rollout.logprobs.shape))
+    with jax.set_mesh(tiny.mesh_of(2, 2, 1)):
+        split = jax.jit(lambda x: (parts := split_rows(x, M), join_rows(parts.logprobs, P, G)))
+        parts, joined = split(numbered)
+    np.testing.assert_array_equal(joined[:, 0], rows)
+    of_shards = np.asarray(parts.logprobs[..., 0]).reshape(M, 4, -1)  # [M, shards, rows]
+    assert (of_shards // G == np.arange(4)[:, None]).all()
+    assert group_cuts(P, G, M, shards=4) == M
+    with pytest.raises(MicrobatchError, match="8 equal parts over 4 batch shards; choose a divisor of 4"):
+        group_cuts(P, G, 8, shards=4)
+
+
+def test_parts_are_as_few_as_do():
+    """Six prompts in four micro-batches: halves of groups, three to each; pairs are never cut."""
+    assert [group_cuts(6, 4, M) for M in (1, 2, 3, 4, 6, 8, 12, 24)] == [1, 1, 1, 2, 1, 4, 2, 4]
+    assert group_cuts(6, 4, 12, rows=2) == 2
+    with pytest.raises(MicrobatchError, match="choose a divisor of 12"):
+        group_cuts(6, 4, 24, rows=2)
+
+
 @pytest.mark.parametrize("M", [3, 5, 12, 32])
 def test_uneven_microbatches_are_refused(rollout, M):
-    with pytest.raises(MicrobatchError, match=f"into {M} equal parts; choose a divisor of 4"):
+    with pytest.raises(MicrobatchError, match=f"into {M} equal parts; choose a divisor of 16"):
         split_rows(rollout, M)
 
 

@@ -1,0 +1,141 @@
+"""Micro-batches and head chunks that a config leaves open (0): the largest that a device's memory or cache allows.
+
+On accelerators the fewest micro-batches, then the longest chunk, whose phases fit by arithmetic (`estimate.py`), with
+headroom for what the arithmetic does not see. A CPU has memory enough, but is faster where a micro-batch and a block of
+logits stay near its caches. What is chosen depends on shapes and memory alone, and is kept in the run's config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+
+from grpo_jax.config import Config
+from grpo_jax.sharding import agree, batch_shards
+from grpo_jax.stages.estimate import temporaries
+from grpo_jax.stages.footprints import Plant, phases
+from grpo_jax.stages.plan import USABLE
+from grpo_jax.stages.remedies import KNOBS, turn, with_value
+
+OPEN = ("microbatches", "head_chunk")
+STAGES = ("sft", "rl")
+LONGEST_CHUNK = 128  # time steps
+HEADROOM = 1.5  # times the estimate of temporaries: compilers hold more than the arithmetic sees
+CPU_TOKENS = 2048  # of a micro-batch on a device: groups of 8 x 128 and 16 x 256 were fastest one or two at a time
+CPU_SORTED = 1024  # of one of sorted rows: the smaller, the more alike
+CPU_LOGITS = 512  # rows of logits at once: their gradient took 70 ms where all at once took 110 ms
+
+
+class BudgetError(ValueError):
+    """Settings that were left open, and nothing that fits; the message names the sizes and the remedy."""
+
+    exit_code = 2
+
+
+def device_memory() -> int | None:
+    """Bytes that a device lets programs have, as process 0 sees it; None on CPUs, whose caches decide instead."""
+    device = jax.local_devices()[0]
+    limit = 0 if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit", 0)
+    return int(agree(limit)) or None
+
+
+def remembered(config: Config, saved: Mapping[str, Any], started: Collection[str]) -> Config:
+    """The config with what a run has chosen before for its started stages, so that it goes on bit for bit."""
+    for key in left_open(config):
+        stage, name = key.split(".")
+        if stage in started and (saved.get(stage) or {}).get(name):
+            config = with_value(config, key, saved[stage][name])
+    return config
+
+
+def left_open(config: Config) -> list[str]:
+    """The keys whose value is to be chosen."""
+    present = [(stage, getattr(config, stage)) for stage in STAGES]
+    return [f"{stage}.{name}" for stage, c in present if c for name in OPEN if getattr(c, name) == 0]
+
+
+def choose(plant: Plant, memory: int | None) -> Config:
+    """The config with a number for all that was left open; `memory` of a device in bytes, None: by a CPU's caches.
+
+    A batch that the mesh does not divide is left as it is, for the stage to refuse. Raises `BudgetError` where nothing
+    fits.
+    """
+    config, keys, shards = plant.config, left_open(plant.config), batch_shards(plant.mesh)
+    for stage in STAGES:
+        mine = [key for key in keys if key.startswith(stage)]
+        if mine and _batch(config, stage) % shards == 0:
+            now = plant._replace(config=config)
+            config = _by_cache(now, stage, mine) if memory is None else _by_memory(now, stage, mine, memory)
+    return config
+
+
+def _by_memory(plant: Plant, stage: str, keys: list[str], memory: int) -> Config:
+    """From whole batches and the longest chunk on, turn what is open no further than needed."""
+    shards, tensor = batch_shards(plant.mesh), plant.mesh.shape["tensor"]
+
+    def needed(config: Config) -> float:
+        found = phases(plant._replace(config=config), (stage,))
+        scoring = [phase for phase in found if phase.work and not phase.work.cache]  # the sampler has its own setting
+        return max(sum(p.held) + HEADROOM * temporaries(plant.decoder, p.work, tensor=tensor) for p in scoring)
+
+    config = _start(plant.config, stage, keys, LONGEST_CHUNK)
+    knobs = [knob for knob in KNOBS[f"{stage}: update"] if knob.key in keys]
+    found = turn(config, knobs, shards, lambda config: needed(config) <= USABLE * memory)
+    if found:
+        return found
+    for knob in knobs:
+        for value in knob.values(config, shards):
+            config = with_value(config, knob.key, value)
+    least = ", ".join(f"{key} {getattr(getattr(config, stage), key.split('.')[1])}" for key in keys)
+    raise BudgetError(
+        f"{', '.join(keys)}: 0 leaves the choice to the run, and nothing fits: with {least} a device would need about "
+        f"{needed(config) / 1e9:.1f} GB of its {memory / 1e9:.1f} GB; set model.remat to full, shorten the rows or "
+        "spread them over more devices (launch/plan.py compiles what would fit), or give the numbers yourself"
+    )
+
+
+def _by_cache(plant: Plant, stage: str, keys: list[str]) -> Config:
+    """Micro-batches of so few tokens that they stay near a core's caches, but of whole groups."""
+    shards = batch_shards(plant.mesh)
+    config = _start(plant.config, stage, keys, 1)
+    for knob in KNOBS[f"{stage}: update"]:
+        if knob.key == f"{stage}.microbatches" and knob.key in keys:
+            ways = [config, *(with_value(config, knob.key, value) for value in knob.values(config, shards))]
+            ways = [way for way in ways if _whole(way, stage)]
+            most = CPU_SORTED if stage == "rl" and config.rl.length_buckets > 1 else CPU_TOKENS
+            small = (way for way in ways if _rows(way, stage, shards) * _time(way, stage) <= most)
+            config = next(small, ways[-1])
+    if f"{stage}.head_chunk" in keys:
+        chunk = max(min(CPU_LOGITS // _rows(config, stage, shards), _time(config, stage)), 1)
+        config = with_value(config, f"{stage}.head_chunk", chunk)
+    return config
+
+
+def _start(config: Config, stage: str, keys: list[str], chunk: int) -> Config:
+    """One micro-batch and this chunk where these are open."""
+    for key, value in ((f"{stage}.microbatches", 1), (f"{stage}.head_chunk", chunk)):
+        config = with_value(config, key, value) if key in keys else config
+    return config
+
+
+def _batch(config: Config, stage: str) -> int:
+    """What the mesh has to divide: rows, or prompts."""
+    return config.sft.batch_size if stage == "sft" else config.rl.prompts_per_step
+
+
+def _rows(config: Config, stage: str, shards: int) -> int:
+    """Rows of a micro-batch on a device."""
+    groups = 1 if stage == "sft" else config.rl.num_generations
+    return _batch(config, stage) * groups // getattr(config, stage).microbatches // shards
+
+
+def _time(config: Config, stage: str) -> int:
+    """Tokens of a row."""
+    return config.sft.max_length if stage == "sft" else config.rl.sampling.max_completion_length
+
+
+def _whole(config: Config, stage: str) -> bool:
+    """Whether micro-batches hold whole groups, whose prompt is then computed once."""
+    return stage == "sft" or config.rl.length_buckets > 1 or config.rl.prompts_per_step % config.rl.microbatches == 0

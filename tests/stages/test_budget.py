@@ -1,0 +1,84 @@
+"""What is left open (0) is chosen from memory or cache, said, and kept."""
+
+import dataclasses
+
+import pytest
+from small_runs import write_settings
+
+from grpo_jax.configure import dump, load
+from grpo_jax.configure.documents import tree_of
+from grpo_jax.stages.budget import BudgetError, choose, left_open, remembered
+from grpo_jax.stages.footprints import open_plant
+from grpo_jax.stages.pipeline import remember
+from grpo_jax.stages.plan import open_shape
+from grpo_jax.stages.remedies import with_value
+from tests import tiny
+
+OPEN = ("sft.microbatches", "sft.head_chunk", "rl.microbatches", "rl.head_chunk")
+SIZES = {"prompts_per_step": 8, "num_generations": 8, "sampling": {"max_completion_length": 128}}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    file = write_settings(
+        tmp_path_factory.mktemp("budget") / "run.yaml", sft={"batch_size": 32, "max_length": 512}, rl=SIZES
+    )
+    return load([str(file), *(word for key in OPEN for word in (f"--{key}", "0")), "--print_config"]).config
+
+
+def plant_of(config, **sizes):
+    mesh = tiny.mesh_of(**sizes)
+    return open_plant(config, open_shape(config, print), mesh)
+
+
+def numbers(config):
+    return {key: getattr(getattr(config, key.split(".")[0]), key.split(".")[1]) for key in OPEN}
+
+
+def test_on_a_cpu_blocks_are_near_the_caches(config):
+    """2048 tokens a micro-batch on a device, 512 rows of logits: groups of 8 x 128 two at a time, 4 rows of 512."""
+    chosen = choose(plant_of(config), None)
+    assert numbers(chosen) == dict(zip(OPEN, (8, 128, 4, 32), strict=True))
+    two = numbers(choose(plant_of(config, data=2), None))
+    assert (two["sft.microbatches"], two["rl.microbatches"]) == (4, 2)  # each device as much as the one
+    assert left_open(chosen) == []
+    sorted_rows = numbers(choose(plant_of(with_value(config, "rl.length_buckets", 4)), None))
+    assert (sorted_rows["rl.microbatches"], sorted_rows["rl.head_chunk"]) == (8, 64)
+
+
+def test_what_was_given_stays(config):
+    given = with_value(with_value(config, "rl.head_chunk", 7), "sft.microbatches", 2)
+    chosen = numbers(choose(plant_of(given), None))
+    assert (chosen["rl.head_chunk"], chosen["sft.microbatches"], chosen["rl.microbatches"]) == (7, 2, 4)
+    all_given = with_value(with_value(given, "rl.microbatches", 1), "sft.head_chunk", 5)
+    assert choose(plant_of(all_given), 1) == all_given  # nothing is open, however little memory there is
+
+
+def test_as_much_as_memory_allows(config):
+    """Whole batches where they fit, more micro-batches in less memory, and a refusal with numbers where none do."""
+    plant = plant_of(config)
+    assert numbers(choose(plant, 10**12)) == dict(zip(OPEN, (1, 128, 1, 128), strict=True))
+    parts = [numbers(choose(plant, memory)) for memory in (10**9, 3 * 10**8, 10**8)]
+    for key in ("sft.microbatches", "rl.microbatches"):
+        assert (found := [part[key] for part in parts]) == sorted(found) and found[-1] > 1, found
+    with pytest.raises(BudgetError, match=r"sft.microbatches, sft.head_chunk: 0 .* GB of its 0.0 GB; set model.remat"):
+        choose(plant, 10**5)
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_left_to_its_stage(config):
+    odd = dataclasses.replace(config, rl=dataclasses.replace(config.rl, prompts_per_step=3))
+    assert left_open(choose(plant_of(odd, data=2), None)) == ["rl.microbatches", "rl.head_chunk"]
+
+
+def test_a_run_that_goes_on_keeps_what_it_chose(config, tmp_path):
+    """Of a stage that has left something; with other devices the choice from scratch would be another."""
+    chosen = choose(plant_of(config), None)
+    assert remembered(config, tree_of(chosen), ("sft", "rl")) == chosen
+    assert left_open(remembered(config, tree_of(chosen), ("sft",))) == ["rl.microbatches", "rl.head_chunk"]
+    assert remember(tmp_path, config) == config
+
+    (tmp_path / "config.yaml").write_text(dump(chosen))
+    (tmp_path / "rl").mkdir()
+    (tmp_path / "rl" / "metrics.jsonl").write_text("")
+    assert numbers(remember(tmp_path, config))["rl.microbatches"] == 4
+    assert numbers(choose(plant_of(config, data=2), None))["rl.microbatches"] == 2
