@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.models.cache import Cache, empty_cache
-from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.decoder import Decoder, DecoderConfig
 from grpo_jax.models.decoding import decode_config, decode_params
 from grpo_jax.models.logprobs import next_token_logits
 from grpo_jax.models.quantize import rollout_params
@@ -70,25 +70,7 @@ def sample(model: Decoder, params: Any, prompts: Prompts, key: Array, *, samplin
     read = read_prompts(model, params, prompts.sequences, turns=turns, unrolled=not decoder.config.scan_layers)
     weights = decode_params(rollout_params(params, decoder.config, sampling.weights), decoder.config)
     keys = row_keys(key, prompts.index, G).reshape(R, turns * G)
-    steps = most_steps(turns, G, M, Tc)
     first = read.first()
-
-    def fill(state: _Decode) -> _Decode:
-        """Let idle rows begin the completions that wait."""
-        slots, begins = refill(state.slots, state.step, num_generations=G)
-        present = state.present
-        if turns > 1:
-            moved = (slots.prompt != state.slots.prompt).any()
-            present = jax.lax.cond(moved, lambda: read.of(slots.prompt), lambda: state.present)
-        fresh = jnp.repeat((present or first).hidden, M, axis=0)  # [R*M, D]
-        rows = begins.reshape(-1)
-        segments = jnp.where(rows[:, None], 0, state.cache.segments)  # what the row held before is seen no more
-        return state._replace(
-            slots=slots,
-            present=present,
-            hidden=constrain(jnp.where(rows[:, None], fresh, state.hidden), "batch", None),
-            cache=state.cache.replace(segments=segments),
-        )
 
     def step(state: _Decode, behind: tuple[Cache, ...]) -> _Decode:
         """One more token for every row; `behind` are the earlier blocks of its keys and values."""
@@ -111,24 +93,47 @@ def sample(model: Decoder, params: Any, prompts: Prompts, key: Array, *, samplin
             tokens=state.tokens.at[state.step].set(token.reshape(R, M)),
             logprobs=state.logprobs.at[state.step].set(logprobs.reshape(R, M)),
         )
-        return fill(state) if refills else state
+        return _fill(state, read, num_generations=G) if refills else state
 
-    state = fill(
-        _Decode(
-            step=jnp.int32(0),
-            slots=open_slots(R, M, turns * G),
-            present=first if turns > 1 else None,
-            hidden=constrain(jnp.zeros((R * M, first.hidden.shape[-1]), first.hidden.dtype), "batch", None),
-            cache=empty_cache(decoder.config, R * M, Tc),
-            tokens=jnp.zeros((steps, R, M), jnp.int32),
-            logprobs=jnp.zeros((steps, R, M), jnp.float32),
-        )
-    )
+    state = _fill(_start(decoder.config, read, M, sampling), read, num_generations=G)
     if refills:
         state = jax.lax.while_loop(lambda state: unfinished(state.slots), lambda state: step(state, ()), state)
     else:
         state = _in_blocks(state, step, lambda size: empty_cache(decoder.config, R * M, size), sampling)
     return _rollout(prompts, state, sampling)
+
+
+def _start(config: DecoderConfig, read: Prompted, M: int, sampling: Sampling) -> _Decode:
+    """Before the first token: lanes of M idle rows, every completion waits."""
+    (turns, R), G, Tc = read.begin.shape, sampling.num_generations, sampling.max_completion_length
+    first, steps = read.first(), most_steps(turns, G, M, Tc)
+    return _Decode(
+        step=jnp.int32(0),
+        slots=open_slots(R, M, turns * G),
+        present=first if turns > 1 else None,
+        hidden=constrain(jnp.zeros((R * M, first.hidden.shape[-1]), first.hidden.dtype), "batch", None),
+        cache=empty_cache(config, R * M, Tc),
+        tokens=jnp.zeros((steps, R, M), jnp.int32),
+        logprobs=jnp.zeros((steps, R, M), jnp.float32),
+    )
+
+
+def _fill(state: _Decode, read: Prompted, *, num_generations: int) -> _Decode:
+    """Let idle rows begin the completions that wait."""
+    slots, begins = refill(state.slots, state.step, num_generations=num_generations)
+    present = state.present
+    if present is not None:
+        moved = (slots.prompt != state.slots.prompt).any()
+        present = jax.lax.cond(moved, lambda: read.of(slots.prompt), lambda: state.present)
+    fresh = jnp.repeat((present or read.first()).hidden, begins.shape[1], axis=0)  # [R*M, D]
+    rows = begins.reshape(-1)
+    segments = jnp.where(rows[:, None], 0, state.cache.segments)  # what the row held before is seen no more
+    return state._replace(
+        slots=slots,
+        present=present,
+        hidden=constrain(jnp.where(rows[:, None], fresh, state.hidden), "batch", None),
+        cache=state.cache.replace(segments=segments),
+    )
 
 
 def _in_blocks(state: _Decode, step, cache_of, sampling: Sampling) -> _Decode:
