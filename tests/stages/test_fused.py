@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 from unittest import mock
 
@@ -135,6 +136,9 @@ def test_where_a_chunk_ends_changes_no_bit(file, unbroken, workers, tmp_path):
 
 @pytest.mark.slow
 def test_on_four_devices(file, stepwise, workers, tmp_path):
+    """From the weights of the same sft, whose rounding would be another."""
+    shutil.copytree(stepwise / "sft", tmp_path / "sft")
+    shutil.copy(stepwise / "config.yaml", tmp_path)
     run(file, tmp_path, workers, *CHUNK, "--mesh.fsdp", "2", "--mesh.tensor", "2")
     assert_same(tmp_path, stepwise)
 
