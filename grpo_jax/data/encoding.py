@@ -57,6 +57,11 @@ def encode(tokenizer, text: str, *, continues: bool = False) -> list[int]:
     return ids
 
 
+def encode_answer(tokenizer, text: str) -> list[int]:
+    """Return the ids that a policy which continues a prompt would write for a reference answer, as plain text."""
+    return encode(tokenizer, as_data(text, tokenizer, markup=False), continues=True)
+
+
 _MARKED = re.compile(f"{START}([^{START}{END}]*){END}|[{START}{END}]")
 _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from grpo_jax.config import Config, RLConfig, SamplingConfig, SFTConfig
 from grpo_jax.configure import ConfigError, tree_of
-from grpo_jax.data.encoding import as_data, encode, unmarked
+from grpo_jax.data.encoding import encode_answer, unmarked
 from grpo_jax.data.prompts import encode_prompts, prompt_messages, prompt_text, uses_chat
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import attach
@@ -104,12 +104,8 @@ class Run:
         return prompt_text(problem, self.config.prompt, self.tokenizer)
 
     def encoding(self, longest: int) -> Encoding:
-        """How a policy that continues a prompt would write text, for rewards that compare tokens."""
-
-        def write(text: str) -> list[int]:
-            return encode(self.tokenizer, as_data(text, self.tokenizer, markup=False), continues=True)
-
-        return Encoding(write, self.eos_ids, longest)
+        """How a policy that continues a prompt would write an answer, for rewards that compare tokens."""
+        return Encoding(functools.partial(encode_answer, self.tokenizer), self.eos_ids, longest)
 
     def place(self, tree: Any) -> Any:
         """Lay host arrays on the mesh, their first axis over the batch shards."""
