@@ -297,8 +297,8 @@ class RLConfig:
     importance_cap: Annotated[float, pydantic.Field(ge=1.0)] | None = None
     """Multiply each token's term by the trainer's over the sampler's probability, at most this; None: not at all."""
     max_logprob_gap: NonNegative = 0.05
-    """Stop if the mean gap between the sampler's and the trainer's log-probabilities exceeds this (nats); both with the
-    weights that were sampled from."""
+    """Stop if the mean gap between the sampler's and the trainer's log-probabilities exceeds this (nats); the
+    trainer's with the weights that were sampled from, before any rounding of theirs."""
     max_skipped_steps: Positive = 5
     """Stop after so many updates in a row whose gradient was not finite."""
     logging_steps: Positive = 1

@@ -116,12 +116,6 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*axes))
 
 
-def shards_here() -> int:
-    """The number of batch shards of the mesh in context, inside jit; 1 without one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else batch_shards(mesh)
-
-
 def host_to_global(tree: Any, sharding: NamedSharding) -> Any:
     """Place host arrays, equal on every process, on the mesh: each process hands over the slices it owns."""
     return jax.tree.map(

@@ -41,7 +41,7 @@ START = SPECIAL  # the token at the end of every prompt, of neither kind
 NEVER = -30.0
 LOYALTY = 3.0  # the odds that a token is of the other kind than the one before are exp(-2 LOYALTY) = 1 to 400
 # Letters of one code point each, enough for the largest vocabulary: ideographs, syllables, two private planes.
-ALPHABET = (range(0x4E00, 0xA000), range(0xAC00, 0xD7A4), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+ALPHABET = (range(0x4E00, 0xA000), range(0xAC00, 0xD7A4), range(0xF0002, 0xFFFFE), range(0x100000, 0x10FFFE))
 REWARD = "grpo_jax.benchmark.serving:reward"
 
 

@@ -68,7 +68,7 @@ def serve(conversation: Conversation, config: Any, directory: Path, workers: Any
                 rows = config.rl.prompts_per_step * config.rl.num_generations
                 tokens = round(line["completions/mean_length"] * rows)
                 extra = {"compiles": line["compiles"], "clipped": line["completions/clipped_ratio"]}
-                conversation.phases = {"reward": line["time/reward_s"]}
+                conversation.phases = {"reward": line.get("time/reward_s", 0.0)}  # fused steps have no such phase
                 conversation.between_steps(tokens, **extra, **environment())
 
             def start() -> Any:
@@ -110,7 +110,7 @@ def measure_programs(run: Any, prepared: Any, initial: Callable[[], Any]) -> dic
     from grpo_jax.types import Rewards
 
     c = run.config.rl
-    sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows)
+    sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows, weights=c.rollout_weights)
     optimizer = make_optimizer(c.optimizer, c.max_steps)
     params = abstract(run.model.config, run.mesh)
     of = lambda sampling: rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params)  # noqa: E731

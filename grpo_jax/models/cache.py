@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from grpo_jax.sharding import constrain, shards_here
+from grpo_jax.sharding import constrain, shards_in_context
 from grpo_jax.types import Sequences, pytree
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def empty_cache(config: DecoderConfig, rows: int, length: int) -> Cache:
 
 def of_rows(x: Array, rows: Array) -> Array:
     """The given rows of an array [P, ...] -> [B, ...]; a row is counted within its batch shard and never leaves it."""
-    shards = shards_here()
+    shards = shards_in_context()
 
     def by_shard(x: Array) -> Array:
         x = x.reshape(shards, -1, *x.shape[1:])

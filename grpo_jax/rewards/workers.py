@@ -59,6 +59,7 @@ class Workers:
         self.memory = memory
         self._pool: pebble.ProcessPool | None = None
         self._preparations: tuple[bytes, ...] = ()
+        self._turn = threading.RLock()  # of threads: one that gives up on its items replaces the workers of all
 
     def __enter__(self) -> Workers:
         """Start the fork server."""
@@ -71,18 +72,20 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """Kill all workers; the next item starts new ones."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.stop()
-            pool.join()
+        """Kill all workers; the next item starts new ones. Waits for what another thread has given them."""
+        with self._turn:
+            pool, self._pool = self._pool, None
+            if pool is not None:
+                pool.stop()
+                pool.join()
 
     def prepare(self, function: Callable[[Any], Any], item: Any) -> None:
         """Let every worker run `function(item)` before it takes work, outside any item's limit (to import a module)."""
         preparation = pickle.dumps((function, item))
-        if preparation not in self._preparations:
-            self._preparations += (preparation,)
-            self.close()
+        with self._turn:
+            if preparation not in self._preparations:
+                self._preparations += (preparation,)
+                self.close()
 
     def ensure_started(self) -> None:
         """Start the workers now and wait until one answers."""
@@ -99,6 +102,7 @@ class Workers:
     ) -> list[Outcome]:
         """Run `function` on every item in the workers and say what became of each, in order.
 
+        Threads take turns: the items of one are all done, and its time has not begun, before those of the next.
         `function` must be importable by name (not from the main script), items and values must pickle.
 
         Args:
@@ -112,9 +116,13 @@ class Workers:
             raise ValueError(
                 f"{function.__qualname__} is defined in the main script, which workers do not run: put it in a module"
             )
-        end = time.monotonic() + (float("inf") if total is None else total)
         payloads = [pickle.dumps((function, item)) for item in items]
-        run = _Run(len(items))
+        with self._turn:
+            return self._map(payloads, limit, memory, total)
+
+    def _map(self, payloads: Sequence[bytes], limit: float, memory: int, total: float | None) -> list[Outcome]:
+        end = time.monotonic() + (float("inf") if total is None else total)
+        run = _Run(len(payloads))
         while run.waiting or run.running:
             # No more tasks are out than there are workers: a queued task could not be taken back without a kill.
             while run.waiting and len(run.running) < self.max_workers:

@@ -22,6 +22,7 @@ from grpo_jax.stages.remedies import KNOBS, turn, with_value
 OPEN = ("microbatches", "head_chunk")
 STAGES = ("sft", "rl")
 LONGEST_CHUNK = 128  # time steps
+MIB = 2**20
 HEADROOM = 1.5  # times the estimate of temporaries: compilers hold more than the arithmetic sees
 CPU_TOKENS = 2048  # of a micro-batch on a device: groups of 8 x 128 and 16 x 256 were fastest one or two at a time
 CPU_SORTED = 1024  # of one of sorted rows: the smaller, the more alike
@@ -35,10 +36,19 @@ class BudgetError(ValueError):
 
 
 def device_memory() -> int | None:
-    """Bytes that a device lets programs have, as process 0 sees it; None on CPUs, whose caches decide instead."""
+    """Bytes that a device lets programs have, as process 0 sees it; None on CPUs, whose caches decide instead.
+
+    Raises `BudgetError` if an accelerator does not say.
+    """
     device = jax.local_devices()[0]
-    limit = 0 if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit", 0)
-    return int(agree(limit)) or None
+    limit = -MIB if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit", 0)
+    limit = int(agree(limit // MIB))  # what is agreed upon goes as 32 bits
+    if limit == 0:
+        raise BudgetError(
+            f"{device.device_kind} does not say how much memory it has; give numbers to what is 0 of "
+            "sft.microbatches, sft.head_chunk, rl.microbatches and rl.head_chunk"
+        )
+    return None if limit < 0 else limit * MIB
 
 
 def remembered(config: Config, saved: Mapping[str, Any], started: Collection[str]) -> Config:
@@ -108,7 +118,7 @@ def _by_cache(plant: Plant, stage: str, keys: list[str]) -> Config:
             small = (way for way in ways if _rows(way, stage, shards) * _time(way, stage) <= most)
             config = next(small, ways[-1])
     if f"{stage}.head_chunk" in keys:
-        chunk = max(min(CPU_LOGITS // _rows(config, stage, shards), _time(config, stage)), 1)
+        chunk = max(min(CPU_LOGITS // max(_rows(config, stage, shards), 1), _time(config, stage)), 1)
         config = with_value(config, f"{stage}.head_chunk", chunk)
     return config
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from grpo_jax.config import Config, SamplingConfig
+from grpo_jax.config import Config, RLConfig, SamplingConfig
 from grpo_jax.models.cache import empty_cache
 from grpo_jax.models.decoder import Decoder, DecoderConfig
 from grpo_jax.models.decoding import decode_bytes, decode_config
@@ -194,7 +194,7 @@ def _rl(plant: Plant) -> Iterator[Phase]:
     _, moments, copy, batch = held
     trained = device_bytes(plant.trained)
     scored = scoring_work(plant, rows=algorithm.rows)
-    gradients = {"gradient": trained, "gradients": 1 if c.microbatches == 1 else 2}
+    gradients = {"gradient": trained, "gradients": _gradients(c)}
     P = c.prompts_per_step // c.sample_parts
     drawn = sampling_work(plant, P, sampling)
     batch_settings = ("rl", c.prompts_per_step, plant.config.prompt.max_prompt_length)
@@ -239,10 +239,15 @@ def _rl(plant: Plant) -> Iterator[Phase]:
     )
 
 
+def _gradients(c: RLConfig) -> int:
+    """Copies of the gradient that exist at once: with parts, or sorted rows, one is made while one is added to."""
+    return 1 if c.microbatches == 1 and c.length_buckets == 1 else 2
+
+
 def _fused_rl(plant: Plant) -> Iterator[Phase]:
     """Sampling, scoring and updates live in one program, which takes all that the stage holds; its work is a step's."""
     c, n = plant.config.rl, plant.config.rl.fused_steps
-    sampling = abstract_sampling(c.sampling, c.num_generations, c.decode_rows)
+    sampling = abstract_sampling(c.sampling, c.num_generations, c.decode_rows, c.rollout_weights)
     algorithm = algorithm_of(c)
     optimizer = make_optimizer(c.optimizer, c.iterations * c.max_steps * c.num_iterations)
     programs = rl_programs(plant.model, c, sampling, algorithm, optimizer, plant.trained)
@@ -259,7 +264,7 @@ def _fused_rl(plant: Plant) -> Iterator[Phase]:
         "rl: fused steps",
         step.held(plant.policy)._replace(batch=0),
         0,
-        scored._replace(gradient=device_bytes(plant.trained), gradients=1 if c.microbatches == 1 else 2),
+        scored._replace(gradient=device_bytes(plant.trained), gradients=_gradients(c)),
         plant.key("fused", *settings, remat=True, decode=True),
         partial(
             compile_ahead,

@@ -14,25 +14,24 @@ import jax
 import numpy as np
 import optax
 
-from grpo_jax.algorithms.advantages import dead_groups
 from grpo_jax.config import RLConfig
 from grpo_jax.data.order import distinct_indices
 from grpo_jax.data.prompts import encode_prompts
 from grpo_jax.reporting.metrics import MetricsWriter
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.rewards.reward import Encoding, Reward, RewardError
-from grpo_jax.sharding import global_to_host, host_to_global, named
+from grpo_jax.sharding import global_to_host, host_to_global, named, start_to_host
 from grpo_jax.stages.judging import Judged
 from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.programs import compiled, fused_program
 from grpo_jax.stages.rollouts import keep_rollouts, length_metrics, reward_metrics, update_metrics
 from grpo_jax.training.fused import Kept, Told
 from grpo_jax.training.health import Health, RunHealthError
-from grpo_jax.training.optimizer import learning_rate_at
+from grpo_jax.training.optimizer import learning_rates
 from grpo_jax.types import Problem, TrainState
 
 if TYPE_CHECKING:
-    from grpo_jax.stages.rl import Stage
+    from grpo_jax.stages.exploration import Stage
 
 
 class Fused(NamedTuple):
@@ -109,6 +108,7 @@ def train_fused(
     """
     stage, run, c = fused.stage, fused.stage.run, fused.stage.run.config.rl
     total, todo, program, running = c.iterations * c.max_steps, chunks(c, start), open_program(fused), None
+    rates = learning_rates(c.optimizer, total * c.num_iterations)
     batches, since = prepare_batches(fused, todo[0]) if todo else None, time.monotonic()
     for chunk, following in zip(todo, [*todo[1:], None], strict=True):
         if running is None:
@@ -118,13 +118,13 @@ def train_fused(
         state, told, kept = running
         after = prepare_batches(fused, following) if following else None
         with progress.phase("train"):
-            told = global_to_host(told)
+            told, kept = global_to_host(told), start_to_host(kept)  # before the next chunk, or it would wait for that
         now = time.monotonic()
         common = {"time/step_s": (now - since) / len(chunk), "compiles": compiled(program, stage.programs.freeze)}
         alarm, since = first_alarm(fused, chunk, told), now
         due = is_due(fused, chunk.stop) or alarm is not None
         running = None if due else program(state, reference, *arguments(fused, following, after), frozen=run.frozen)
-        metrics = write_lines(fused, chunk, told, common, log)
+        metrics = write_lines(fused, chunk, told, common, rates, log)
         keep_chunk(fused, chunk, batches, told, kept)
         checkpoints.poll()  # a save that failed in the background is known within a chunk
         if due:
@@ -169,13 +169,15 @@ def first_alarm(fused: Fused, chunk: range, told: Told) -> RunHealthError | None
 
 
 def write_lines(
-    fused: Fused, chunk: range, told: Told, common: Mapping[str, float], log: MetricsWriter
+    fused: Fused, chunk: range, told: Told, common: Mapping[str, float], rates: np.ndarray, log: MetricsWriter
 ) -> dict[str, float] | None:
     """Write a line of metrics for each step of a chunk that is logged; returns the last one's."""
     c, metrics = fused.stage.run.config.rl, None
     for i, step in enumerate(chunk):
         if (step + 1) % c.logging_steps == 0 or step + 1 == c.iterations * c.max_steps:
-            metrics = step_numbers(fused, step, at(told, i), common)
+            rate = {"learning_rate": rates[(step + 1) * c.num_iterations - 1]}
+            metrics = step_numbers(fused, at(told, i)) | rate | common
+            metrics["tokens_per_sec"] = float(told.lengths[i].sum() / max(common["time/step_s"], 1e-9))
             log.write(step + 1, metrics)
     return metrics
 
@@ -224,17 +226,12 @@ def arguments(fused: Fused, chunk: range, batches: Batches) -> tuple[Any, ...]:
     return batches.prompts, batches.columns, np.int32(chunk.start), np.int32(len(chunk)), slots
 
 
-def step_numbers(fused: Fused, step: int, told: Told, common: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of a step (from 0), with those that all steps of its chunk have in common."""
-    c = fused.stage.run.config.rl
-    updates_in_all = c.iterations * c.max_steps * c.num_iterations
+def step_numbers(fused: Fused, told: Told) -> dict[str, float]:
+    """The metrics of a step that come from its program."""
     return (
         reward_metrics(judged(fused, told))
         | length_metrics(told.lengths, told.finished, int(told.prompt_tokens))
-        | {"tokens_per_sec": float(told.lengths.sum() / max(common["time/step_s"], 1e-9))}
         | updates_of(fused, told)
-        | {"learning_rate": learning_rate_at(c.optimizer, updates_in_all, (step + 1) * c.num_iterations - 1)}
-        | common
     )
 
 
@@ -251,15 +248,15 @@ def at(tree: Any, place: int) -> Any:
 def judged(fused: Fused, told: Told) -> Judged:
     """The rewards of a step as its metrics and its rollouts show them."""
     parts = {reward.name: values for reward, values in zip(fused.stage.rewards, told.parts, strict=True)}
-    return Judged(None, parts, told.outcome, {}, np.asarray(dead_groups(told.outcome)))
+    return Judged(None, parts, told.outcome, {}, told.dead)
 
 
 def keep_chunk(fused: Fused, chunk: range, batches: Batches, told: Told, kept: Kept) -> None:
     """Write the rollouts of the steps of a chunk that the report shows."""
-    run = fused.stage.run
+    run, kept = fused.stage.run, global_to_host(kept)
     for slot, step in enumerate(shown_steps(run.config.rl, chunk)):
         i = step - chunk.start
-        rollout, experience = global_to_host(at(kept, slot))
+        rollout, experience = at(kept, slot)
         of = judged(fused, at(told, i))
         keep_rollouts(
             run, step + 1, fused.stage.problems, batches.indices[i], rollout, run.texts(rollout), of, experience

@@ -119,8 +119,9 @@ def check_batches(plant: Plant) -> None:
     c, shards = plant.config, batch_shards(plant.mesh)
     sizes = {
         "sft.batch_size": c.sft and c.sft.batch_size,
-        "each of sft.microbatches": c.sft and c.sft.batch_size // c.sft.microbatches,
+        "each of sft.microbatches": c.sft and c.sft.batch_size // (c.sft.microbatches or 1),
         "rl.prompts_per_step": c.rl and c.rl.prompts_per_step,
+        "each of rl.sample_parts": c.rl and c.rl.prompts_per_step // c.rl.sample_parts,
         "evaluation.batch_prompts": c.evaluation and c.evaluation.batch_prompts,
     }
     for key, size in sizes.items():

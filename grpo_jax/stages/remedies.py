@@ -91,7 +91,7 @@ KNOBS = {
     "rl: old log-probabilities": SCORING,
     "rl: reference log-probabilities": SCORING,
     "rl: update": (SCORING[0], REMAT, SCORING[1]),
-    "rl: fused steps": (SCORING[0], REMAT, SCORING[1]),
+    "rl: fused steps": (SCORING[0], REMAT, SCORING[1], WEIGHTS, Knob("rl.decode_rows", _decode_rows)),
     "evaluation: sampling": (
         WEIGHTS,
         Knob("evaluation.batch_prompts", _batch_prompts),

@@ -125,7 +125,8 @@ def train(
     sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows, weights=c.rollout_weights)
     params = abstract(run.model.config, run.mesh)
     programs = rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params)
-    health = Health(c.max_skipped_steps, c.max_logprob_gap if sampling.distribution.full_support else None)
+    bound = c.max_logprob_gap if sampling.distribution.full_support else None
+    health = Health(c.max_skipped_steps, bound, corrected=c.rollout_weights != "same")
     rates = learning_rates(c.optimizer, updates_in_all)
 
     with run.checkpoints("rl", c.save_total_limit) as checkpoints:

@@ -18,7 +18,7 @@ from jax import Array
 from grpo_jax.models.cache import Cache, of_rows
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logprobs import continued_logprobs, prefill
-from grpo_jax.sharding import constrain, shards_here
+from grpo_jax.sharding import constrain, shards_in_context
 from grpo_jax.training.statistics import merge_statistics
 from grpo_jax.types import Experience, Rollout
 
@@ -47,7 +47,7 @@ def row_lengths(mask: Array) -> Array:
 
 def sort_rows(mask: Array, *, prompts: int, microbatches: int, buckets: int, rows: int = 1) -> Sorting:
     """Sort rows of a mask [B, Tc] by length, the longest first; each `rows` neighbours stay together, in order."""
-    shards, (B, time), lengths = shards_here(), mask.shape, row_lengths(mask)
+    shards, (B, time), lengths = shards_in_context(), mask.shape, row_lengths(mask)
     own, G = B // shards, B // prompts
     units = lengths.reshape(shards, own // rows, rows).max(-1)  # [shards, units]
     first = jnp.argsort(-units, axis=1, stable=True) * rows
@@ -60,14 +60,14 @@ def sort_rows(mask: Array, *, prompts: int, microbatches: int, buckets: int, row
 
 def cut(x: Array, microbatches: int) -> Array:
     """Rows in order [B, ...] -> [M, B/M, ...], of each batch shard equally many; `join` undoes it."""
-    shards = shards_here()
+    shards = shards_in_context()
     x = jnp.swapaxes(x.reshape(shards, microbatches, -1, *x.shape[1:]), 0, 1)  # [M, shards, B/(M*shards), ...]
     return x.reshape(microbatches, -1, *x.shape[3:])
 
 
 def join(x: Array) -> Array:
     """[M, B/M, ...] -> rows in order [B, ...]."""
-    x = jnp.swapaxes(x.reshape(x.shape[0], shards_here(), -1, *x.shape[2:]), 0, 1)
+    x = jnp.swapaxes(x.reshape(x.shape[0], shards_in_context(), -1, *x.shape[2:]), 0, 1)
     return x.reshape(-1, *x.shape[3:])
 
 
@@ -78,7 +78,7 @@ def sorted_parts(tree: Any, sorting: Sorting) -> Any:
 
 def unsorted(parts: Array, sorting: Sorting) -> Array:
     """Undo `sorted_parts`: [M, B/M, ...] -> [B, ...] in the batch's order."""
-    order = sorting.order.reshape(shards_here(), -1)
+    order = sorting.order.reshape(shards_in_context(), -1)
     return of_rows(join(parts), jnp.argsort(order, axis=1).reshape(-1).astype(jnp.int32))
 
 

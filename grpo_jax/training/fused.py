@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from grpo_jax.algorithms.advantages import dead_groups
 from grpo_jax.rewards.combine import combine
 from grpo_jax.sharding import constrain
 from grpo_jax.types import Experience, Prompts, Rewards, Rollout, TrainState
@@ -42,6 +43,7 @@ class Told(NamedTuple):
 
     parts: Array  # [R, P, G] f32, the rewards one by one
     outcome: Array  # [P, G] f32, their weighted sum
+    dead: Array  # [P] bool, groups without signal
     lengths: Array  # [B] i32, tokens chosen
     finished: Array  # [B] bool
     prompt_tokens: Array  # [] i32
@@ -76,6 +78,7 @@ def fused_step(
     told = Told(
         parts=judged,
         outcome=rewards.outcome,
+        dead=dead_groups(rewards.outcome),
         lengths=rollout.completion_mask.sum(-1, dtype=jnp.int32),
         finished=rollout.finished,
         prompt_tokens=prompts.sequences.segments.sum(dtype=jnp.int32),

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 EXIT_UNHEALTHY = 4
+WRONG = (
+    "ratios would be wrong. In bfloat16 a larger bound may be right for a small model; in float32 on a CPU this is a "
+    "bug"
+)
+FAR = "weights in 8 bits are too far from the trained ones: raise the bound, or set rl.rollout_weights to same"
 
 
 class RunHealthError(ValueError):
@@ -21,10 +26,14 @@ class RunHealthError(ValueError):
 
 
 class Health:
-    """Watches the metrics of each step; `max_logprob_gap` None: sampler and trainer differ by design."""
+    """Watches the metrics of each step; `max_logprob_gap` None: sampler and trainer differ without a bound by design.
 
-    def __init__(self, max_skipped_steps: int = 5, max_logprob_gap: float | None = None):
+    `corrected`: they differ by design and are corrected for, so that a large gap is a matter of the settings.
+    """
+
+    def __init__(self, max_skipped_steps: int = 5, max_logprob_gap: float | None = None, *, corrected: bool = False):
         self.max_skipped_steps, self.max_logprob_gap = max_skipped_steps, max_logprob_gap
+        self.corrected = corrected
         self.skipped_in_a_row = 0
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -40,7 +49,6 @@ class Health:
         if self.max_logprob_gap is not None and not gap <= self.max_logprob_gap:
             raise RunHealthError(
                 f"step {step}: sampler and trainer differ by {gap:.4f} nats a token on average, more than "
-                f"rl.max_logprob_gap {self.max_logprob_gap}; ratios would be wrong. In bfloat16 a larger bound may "
-                "be right for a small model; in float32 on a CPU this is a bug",
-                sound=False,
+                f"rl.max_logprob_gap {self.max_logprob_gap}; {FAR if self.corrected else WRONG}",
+                sound=self.corrected,
             )

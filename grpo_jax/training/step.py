@@ -18,7 +18,7 @@ from grpo_jax.models.cache import Cache, of_rows
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.logprobs import completion_logprobs, continued_logprobs, prefill
 from grpo_jax.models.lora import attach
-from grpo_jax.sharding import shards_here
+from grpo_jax.sharding import shards_in_context
 from grpo_jax.training.buckets import padding_share, row_lengths, sort_rows, sorted_gradient, sorted_logprobs
 from grpo_jax.training.statistics import mean_statistics, merge_statistics, token_statistics
 from grpo_jax.types import Experience, Rollout, TrainState
@@ -55,7 +55,7 @@ def split_rows(tree: Experience | Rollout, microbatches: int, *, rows: int = 1) 
     P = tree.prompts.index.shape[0]
     B = tree.completion_mask.shape[0]
     M, G = microbatches, B // P
-    cut = group_cuts(P, G, M, rows=rows, shards=shards_here())
+    cut = group_cuts(P, G, M, rows=rows, shards=shards_in_context())
 
     def prompt_rows(x: Array) -> Array:  # [P, ...] -> [M, P*cut/M, ...]
         x = jnp.repeat(x, cut, axis=0)
@@ -73,7 +73,7 @@ def split_rows(tree: Experience | Rollout, microbatches: int, *, rows: int = 1) 
 def join_rows(x: Array, prompts: int, num_generations: int, *, rows: int = 1) -> Array:
     """Undo `split_rows` for an array by completion: [M, B/M, ...] -> [B, ...] in the batch's order."""
     M = x.shape[0]
-    cut = group_cuts(prompts, num_generations, M, rows=rows, shards=shards_here())
+    cut = group_cuts(prompts, num_generations, M, rows=rows, shards=shards_in_context())
     x = x.reshape(M, prompts * cut // M, num_generations // cut, *x.shape[2:])
     return jnp.swapaxes(x, 0, 1).reshape(prompts * num_generations, *x.shape[3:])
 
@@ -96,7 +96,7 @@ def rollout_logprobs(
     """
     scoring = {"temperature": temperature, "chunk": chunk}
     P, B = rollout.prompts.index.shape[0], rollout.completion_mask.shape[0]
-    group_cuts(P, B // P, microbatches, shards=shards_here())
+    group_cuts(P, B // P, microbatches, shards=shards_in_context())
     if buckets > 1:
         return sorted_logprobs(params, rollout, model=model, microbatches=microbatches, buckets=buckets, **scoring)
 
@@ -143,7 +143,7 @@ def train_step(
         return objective_of(algorithm, *scored, rows)
 
     P, mask = experience.prompts.index.shape[0], experience.completion_mask
-    group_cuts(P, mask.shape[0] // P, microbatches, rows=algorithm.rows, shards=shards_here())
+    group_cuts(P, mask.shape[0] // P, microbatches, rows=algorithm.rows, shards=shards_in_context())
     if buckets > 1:
         grads, loss, statistics, padding = sorted_gradient(
             lambda params: prefill(model, attach(frozen, params), experience.prompts),

@@ -34,7 +34,8 @@ def test_a_tiny_workload(tmp_path):
 
 @pytest.mark.slow
 def test_the_launcher(tmp_path):
-    command = [sys.executable, str(ROOT / "launch" / "benchmark.py"), "tiny", "--rounds", "1", "--out", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "launch" / "benchmark.py"), "tiny", "--rounds", "1"]
+    command += ["--devices", "1", "--out", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

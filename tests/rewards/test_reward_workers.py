@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import misbehaviour
@@ -123,3 +124,12 @@ def test_workers_do_not_run_the_main_script_again(tmp_path):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["the script runs", "right"]
+
+
+def test_threads_take_turns(workers):
+    """One that runs out of time replaces the workers, and costs the other nothing."""
+    with ThreadPoolExecutor(2) as threads:
+        late = threads.submit(workers.map, misbehaviour.hang, [1] * 6, time_limit=30.0, total=0.7)
+        others = threads.submit(workers.map, misbehaviour.hang, [0] * 40, time_limit=30.0)
+        assert kinds(others.result()) == ["value"] * 40
+        assert kinds(late.result()) == ["timeout"] * 6
