@@ -20,8 +20,9 @@ _CHARACTERS = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} 
     "∅": r"\emptyset ", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}",
     "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅛": r"\frac{1}{8}", "。": ".", "、": ",", "【": "[", "】": "]", "‘": "'",
     "’": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ", "\u200b": "",
-    "\u2060": "", "\ufeff": "", "′": "'",
-}  # fmt: skip
+    "\u2060": "", "\ufeff": "", "′": "'", "ℝ": r"\mathbb{R}", "≈": r"\approx ", "∨": r"\vee ", "∧": r"\wedge ", "〈": "(", "〉": ")", "⟨": "(", "⟩": ")",
+    "：": ":", "∖": r"\setminus ", "′": "'", "％": "%",
+} | {chr(0x2460 + i): rf"\textcircled{{{i + 1}}}" for i in range(20)}  # fmt: skip
 _GREEK = """α alpha β beta γ gamma δ delta ε epsilon θ theta λ lambda μ mu µ mu ρ rho σ sigma τ tau φ phi ω omega
     Δ Delta Σ Sigma Ω Omega""".split()  # noqa: SIM905
 _CHARACTERS |= {letter: rf"\{name} " for letter, name in zip(_GREEK[::2], _GREEK[1::2], strict=True)}
@@ -41,7 +42,11 @@ _REWRITES = [
     (re.compile(r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it|hspace\{[^{}]*\})(?![a-zA-Z])"), " "),
     (re.compile(r"\\(?:[,;:! ]|quad|qquad)(?![a-zA-Z])|~"), " "),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
-    (re.compile(r"\\(?:text(?:bf|it|rm|sf)?|math(?:rm|bf|sf)|mbox|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\\(?:mathbb|Bbb)\s*\{?\s*([A-Z])\s*\}?|\\R(?![a-zA-Z])"), lambda m: rf"\mathbb{{{m[1] or 'R'}}}"),
+    (re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|sf|it)|mbox|operatorname\*?|textrm|hbox)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\\(?:langle|lbrack)(?![a-zA-Z])"), "("),
+    (re.compile(r"\\(?:rangle|rbrack)(?![a-zA-Z])"), ")"),
+    (re.compile(r"(?<=[0-9 ])([AaPp])\. ?[Mm]\.?(?![a-zA-Z])|(?<=[0-9]) ?([AaPp])[Mm](?![a-zA-Z])"), lambda m: f" {m[1] or m[2]}m".lower()),
     (re.compile(r"\\(?:%|percent(?![a-zA-Z]))"), "%"),
     (re.compile(r"(?:US|HK)?\\?\$"), " "),
     (re.compile(r"\\(?:degree|degrees)(?![a-zA-Z])|\^\s*\{?\s*\\circ\s*\}?"), r"^\\circ "),
@@ -53,12 +58,18 @@ _REWRITES = [
     (re.compile(r"\\lbrace(?![a-zA-Z])"), r"\\{"),
     (re.compile(r"\\rbrace(?![a-zA-Z])"), r"\\}"),
     (re.compile(r"\\(?:varnothing|empty)(?![a-zA-Z])|\\\{\s*\\\}"), r"\\emptyset "),
-    (re.compile(r"\\mid(?![a-zA-Z])"), "|"),
+    (re.compile(r"\\(?:mid|vert|lvert|rvert)(?![a-zA-Z])"), "|"),
+    (re.compile(r"\^\s*\{?\s*\\prime\s*\}?"), "'"),
+    (re.compile(r"\\(?:doteq|approxeq|simeq)(?![a-zA-Z])"), r"\\approx "),
+    (re.compile(r"\\(?:lor)(?![a-zA-Z])"), r"\\vee "),
+    (re.compile(r"\\(?:land)(?![a-zA-Z])"), r"\\wedge "),
+    (re.compile(r"\\(?:backslash|smallsetminus)(?![a-zA-Z])"), r"\\setminus "),
     # \frac12, \frac1{2}, \frac{1}2, \sqrt2
     (re.compile(r"\\frac\s*([0-9a-zA-Z])\s*([0-9a-zA-Z])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*([0-9a-zA-Z])\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"(\\frac\s*\{[^{}]*\})\s*([0-9a-zA-Z])"), r"\1{\2}"),
     (re.compile(r"\\sqrt\s*([0-9a-zA-Z])"), r"\\sqrt{\1}"),
+    (re.compile(r"(\\sqrt\s*\[[^\[\]{}]*\])\s*([0-9a-zA-Z])"), r"\1{\2}"),
     (re.compile(r"([\^_])\s*\{\s*([0-9a-zA-Z])\s*\}"), r"\1\2"),
 ]  # fmt: skip
 # Spaces mean something between two letters or digits only ("5 cm", "1 1/2"; "1 2" is not 12).
@@ -101,6 +112,8 @@ def unwrapped(text: str) -> str:
             whole = len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing)
             if whole and opening not in inner and closing not in inner:
                 text = inner
+        if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
+            text = text[1:-1]
         for box in _BOXES:
             if text.startswith(box) and closing_brace(text, len(box) - 1) == len(text) - 1:
                 text = text[len(box) : -1]

@@ -1,19 +1,8 @@
 r"""Answers with parts: lists, sets, tuples, intervals, choices, words, "x = ..."; compared part by part.
 
-Each rule decides only what it can be sure of and otherwise says None, "not decided": then `symbolic.py` is asked.
-Policy, where opinion is possible:
-
-| question | answer |
-|---|---|
-| (1,2) and [1,2] | differ |
-| {1,2}, {2,1} and the list 2, 1 | equal: a set and a list have no order; 1, 1, 2 is the set of 1 and 2 |
-| (1,2) and (2,1) | differ; the list 1, 2 is taken for the tuple (1,2), 2, 1 is not |
-| True, False and False, True | differ: a list of words has an order |
-| 3 and 1, 2, 3 | differ: one answer is not a list that has it |
-| x = 5 and 5 | equal; x = 5 and y = 5 differ |
-| A, (A), A. x+1 | one choice, where the reference is a letter |
-| Thursday, thursday | equal; words are compared, never taken for products of letters |
-| 11_8 and 11 | equal: the base is the question's; 11_8 and 11_9 differ |
+Each rule decides only what it can be sure of and otherwise says None, "not decided": then `algebra.py` and
+`symbolic.py` are asked.
+Policy in `policy.py`.
 """
 
 from __future__ import annotations
@@ -44,6 +33,7 @@ class Items(NamedTuple):
 
 
 Decide = Callable[[str, str], bool | None]
+Leaf = Callable[[str, str, Decide], bool | None]
 
 _SEPARATOR = re.compile(r"[,;、]|(?<![a-zA-Z\\])(?:and|or|和|或)(?![a-zA-Z])")
 _ASSIGNMENT = re.compile(
@@ -55,24 +45,31 @@ _CHOICES = re.compile(r"[A-H]{2,6}")
 _BASE = re.compile(r"(?P<digits>[0-9A-F]{1,60})_(?:\{(?P<braced>[0-9]{1,2})\}|(?P<bare>[0-9]))(?![0-9])")
 
 
-def decide(prediction: str, gold: str, depth: int = 0) -> bool | None:
+def decide(prediction: str, gold: str, depth: int = 0, leaf: Leaf | None = None) -> bool | None:
     """Whether two normalised answers are one; None: these rules cannot tell.
 
     The reference's kind decides what may match it, so the order of the arguments matters.
+
+    Args:
+        leaf: asked where these rules cannot tell, with a function for parts of its own.
     """
     if prediction == gold:
         return True
     if gold == "" or prediction == "" or depth > MAX_DEPTH:
         return None
+
+    def decide_part(a: str, b: str) -> bool | None:
+        return decide(a, b, depth + 1, leaf)
+
     for rule in (_by_choice, _by_number, _by_words, _by_base):
         verdict = rule(prediction, gold)
         if verdict is not None:
             return verdict
     for rule in (_by_assignment, _by_items):
-        verdict = rule(prediction, gold, lambda a, b: decide(a, b, depth + 1))
+        verdict = rule(prediction, gold, decide_part)
         if verdict is not None:
             return verdict
-    return None
+    return leaf(prediction, gold, decide_part) if leaf else None
 
 
 def _by_choice(prediction: str, gold: str) -> bool | None:

@@ -37,6 +37,11 @@ def read_words(text: str) -> tuple[str, ...] | None:
     return tuple(word for word in map(_folded, _TOKEN.findall(text)) if word not in _ARTICLES)
 
 
+def without_units(text: str) -> str:
+    """Take away units of measurement at the end of a normalised answer."""
+    return _TRAILING_UNITS.sub("", text)
+
+
 def _has_words(text: str) -> bool:
     runs = _RUN.findall(_COMMAND.sub(" ", text))
     if any(_is_word(run) for run in runs):
