@@ -22,7 +22,9 @@ MAX_CELLS = 100
 _RELATION = re.compile(r"\\leq ?|\\geq ?|\\ne ?|[<>=]")
 _SIGN = {"<": -1, r"\leq": -1, ">": 1, r"\geq": 1}
 _STRICT = frozenset(["<", ">"])
-_MATRIX = re.compile(r"\\begin\{(?P<kind>[bpvBV]?matrix|array)\}(?:\{[lcr|]*\})?(?P<body>.*)\\end\{(?P=kind)\}", re.DOTALL)
+_MATRIX = re.compile(
+    r"\\begin\{(?P<kind>[bpvBV]?matrix|array)\}(?:\{[lcr|]*\})?(?P<body>.*)\\end\{(?P=kind)\}", re.DOTALL
+)
 _MATRIX_FENCES = re.compile(r"^[(\[](\\begin\{array\}.*\\end\{array\})[)\]]$", re.DOTALL)
 _DEGREES = re.compile(r"(.+)\^\\circ", re.DOTALL)
 
@@ -57,7 +59,9 @@ def _tree(text: str, other: str) -> Tree | None:
     if stripped == text:
         return tree
     short = read_expression(stripped) if stripped else None
-    same_unit = without_units(other) == other or text[len(stripped) :].strip() == other[len(without_units(other)) :].strip()
+    same_unit = (
+        without_units(other) == other or text[len(stripped) :].strip() == other[len(without_units(other)) :].strip()
+    )
     return short if short is not None and same_unit else tree
 
 
@@ -80,7 +84,9 @@ def _as_angles(prediction: str, gold: str) -> bool:
     found = [_DEGREES.fullmatch(text) for text in (prediction, gold)]
     if (found[0] is None) == (found[1] is None) or r"\pi" not in prediction + gold:
         return False
-    trees = [read_expression(match[1] if match else text) for match, text in zip(found, (prediction, gold), strict=True)]
+    trees = [
+        read_expression(match[1] if match else text) for match, text in zip(found, (prediction, gold), strict=True)
+    ]
     if None in trees:
         return False
     turned = [("call", "degrees", tree) if match else tree for match, tree in zip(found, trees, strict=True)]

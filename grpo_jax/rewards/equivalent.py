@@ -8,16 +8,16 @@ model wrote is evaluated at any stage.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import cache
 from typing import Literal, NamedTuple
 
 from grpo_jax.rewards import algebra, limits, symbolic
-from grpo_jax.rewards.extract import extract_answer
+from grpo_jax.rewards.extract import MARKED, extract_answer, only_formula
 from grpo_jax.rewards.normal import MAX_LENGTH, latex, normalise
 from grpo_jax.rewards.quantity import read_quantity
-from grpo_jax.rewards.structure import decide
+from grpo_jax.rewards.structure import Leaf, decide
 from grpo_jax.rewards.words import read_words
 from grpo_jax.rewards.workers import Outcome, Workers
 
@@ -76,7 +76,7 @@ def grade_all(
 
 
 def exact_verdict(prediction: str | None, gold: str) -> Verdict | None:
-    """Judge what exact rules can judge, in microseconds and without a worker; None: it needs algebra."""
+    """Judge what exact rules can judge, in microseconds; what exceeds the static limits is refused here; else None."""
     if not gold or not gold.strip():
         return Verdict(UNGRADABLE, "the reference is empty")
     if prediction is None or not prediction.strip():
@@ -90,43 +90,51 @@ def exact_verdict(prediction: str | None, gold: str) -> Verdict | None:
         return Verdict(RIGHT, "the same text")
     if len(prediction) > MAX_LENGTH:
         return Verdict(UNGRADABLE, f"the prediction has {len(prediction)} characters, more than {MAX_LENGTH}")
-    normal_prediction, normal_gold = normalise(prediction), normalise(gold)
-    if not normal_prediction:
+    prediction, gold = normalise(prediction), normalise(gold)
+    if not prediction:
         return Verdict(WRONG, "no answer")
-    same = decide(normal_prediction, normal_gold)
-    if same is not None:
-        values = f"{normal_prediction[:80]} and {normal_gold[:80]}"
-        return Verdict(RIGHT, f"equal: {values}") if same else Verdict(WRONG, f"different: {values}")
-    if (read_words(normal_prediction) is None) != (read_words(normal_gold) is None):
-        return Verdict(UNGRADABLE, "one answer is in words, the other a formula")
-    for name, text in (("reference", normal_gold), ("prediction", normal_prediction)):
-        if refusal := limits.refusal(text):
-            return Verdict(UNGRADABLE, f"the {name} has {refusal}")
-    return None
+    verdict = _decided("equal", "different", prediction, gold)
+    return verdict or _refused(prediction, gold, limits.refusal)
 
 
 def probed_verdict(prediction: str, gold: str) -> Verdict | None:
-    """Judge what can be read by our own grammar and compared by value, in milliseconds; None: it needs math-verify."""
+    """Judge what our own grammar reads, by value, in milliseconds; None: it needs math-verify in a worker."""
     prediction, gold = normalise(_answer(prediction) or ""), normalise(_answer(gold) or "")
-    same = decide(prediction, gold, leaf=algebra.same)
+    verdict = _decided("equal in value", "different in value", prediction, gold, algebra.same)
+    if verdict is None and (read_words(prediction) is None) != (read_words(gold) is None):
+        return Verdict(UNGRADABLE, "one answer is in words, the other a formula")
+    return verdict or _refused(prediction, gold, limits.misreading)
+
+
+def _decided(equal: str, different: str, prediction: str, gold: str, leaf: Leaf | None = None) -> Verdict | None:
+    same = decide(prediction, gold, leaf=leaf)
     if same is None:
         return None
     values = f"{prediction[:80]} and {gold[:80]}"
-    return Verdict(RIGHT, f"equal in value: {values}") if same else Verdict(WRONG, f"different in value: {values}")
+    return Verdict(RIGHT, f"{equal}: {values}") if same else Verdict(WRONG, f"{different}: {values}")
+
+
+def _refused(prediction: str, gold: str, refusal: Callable[[str], str | None]) -> Verdict | None:
+    for name, text in (("reference", gold), ("prediction", prediction)):
+        if reason := refusal(text):
+            return Verdict(UNGRADABLE, f"the {name} has {reason}")
+    return None
 
 
 def answer_key(answer: str) -> str:
     """Name the class of equal answers that an answer belongs to, as far as exact rules see it; for majority votes."""
     text = normalise(answer)
     quantity = read_quantity(text)
-    if quantity is None or quantity.percent or quantity.unit:
+    if quantity is None or quantity.percent or quantity.unit not in ("", "dollar"):
         return text.casefold()
     return str(quantity.value)
 
 
 def _answer(text: str) -> str | None:
     """Take an answer that is marked as such out of the text around it."""
-    return extract_answer(text) if "\\boxed" in text or "####" in text else text
+    if "\\boxed" in text or "####" in text or MARKED.search(text):
+        return extract_answer(text)
+    return only_formula(text) or text
 
 
 def _formula(text: str) -> str:

@@ -355,7 +355,12 @@ class _Reader:
             tree = self.base(depth + 1)
             return ("call", "degrees", tree) if self.take(r"^\circ") else tree
         factors = []
-        while self.kind in ("number", "letter") or self.text in (r"\pi", r"\frac", r"\sqrt", *(f"\\{g}" for g in _GREEK)):
+        while self.kind in ("number", "letter") or self.text in (
+            r"\pi",
+            r"\frac",
+            r"\sqrt",
+            *(f"\\{g}" for g in _GREEK),
+        ):
             factors.append(self.power(depth + 1))
         if not factors:
             raise _NoFormulaError

@@ -36,11 +36,16 @@ def refusal(text: str) -> str | None:
         return f"more than {MAX_COMMANDS} commands"
     if any(ord(character) < 32 and character not in "\t\n" for character in text):
         return "control characters"
+    return _brackets(text) or _powers(text)
+
+
+def misreading(text: str) -> str | None:
+    """Why math-verify would read `text` as something else than it says, in words; None: it would not."""
     if not text.isascii():
         return "characters that are no LaTeX"
     if _SIDE_BY_SIDE.search(text):
         return "figures side by side, which a parser multiplies"
-    return _brackets(text) or _powers(text)
+    return None
 
 
 def _brackets(text: str) -> str | None:

@@ -31,6 +31,7 @@ _TABLE = str.maketrans(_CHARACTERS)
 _WRAPPERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`")]
 _BOXES = (r"\boxed{", r"\fbox{", r"\framebox{")
 
+_SUM = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"  # of money
 _REWRITES = [
     (re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+"), lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}"),
     (re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+"), lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}"),
@@ -40,7 +41,7 @@ _REWRITES = [
     (re.compile(r"(?<=[0-9]), (?=[0-9]{3}(?![0-9]))"), ",\x01"),
     (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?"), ""),
     (re.compile(r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it|hspace\{[^{}]*\})(?![a-zA-Z])"), " "),
-    (re.compile(r"\\(?:[,;:! ]|quad|qquad)(?![a-zA-Z])|~"), " "),
+    (re.compile(r"(?<!\\)\\(?:[,;:! ]|quad|qquad)(?![a-zA-Z])|~"), " "),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:mathbb|Bbb)\s*\{?\s*([A-Z])\s*\}?|\\R(?![a-zA-Z])"), lambda m: rf"\mathbb{{{m[1] or 'R'}}}"),
     (re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|sf|it)|mbox|operatorname\*?|textrm|hbox)\s*\{([^{}]*)\}"), r" \1 "),
@@ -48,6 +49,7 @@ _REWRITES = [
     (re.compile(r"\\(?:rangle|rbrack)(?![a-zA-Z])"), ")"),
     (re.compile(r"(?<=[0-9 ])([AaPp])\. ?[Mm]\.?(?![a-zA-Z])|(?<=[0-9]) ?([AaPp])[Mm](?![a-zA-Z])"), lambda m: f" {m[1] or m[2]}m".lower()),
     (re.compile(r"\\(?:%|percent(?![a-zA-Z]))"), "%"),
+    (re.compile(rf"(?<![a-zA-Z])(?:US|HK)?\\\$ ?({_SUM})(?![0-9a-zA-Z\\^])"), r"\1 dollars "),
     (re.compile(r"(?:US|HK)?\\?\$"), " "),
     (re.compile(r"\\(?:degree|degrees)(?![a-zA-Z])|\^\s*\{?\s*\\circ\s*\}?"), r"^\\circ "),
     (re.compile(r"\\le(?![a-zA-Z])|\\leqslant(?![a-zA-Z])|<="), r"\\leq "),
@@ -71,6 +73,7 @@ _REWRITES = [
     (re.compile(r"\\sqrt\s*([0-9a-zA-Z])"), r"\\sqrt{\1}"),
     (re.compile(r"(\\sqrt\s*\[[^\[\]{}]*\])\s*([0-9a-zA-Z])"), r"\1{\2}"),
     (re.compile(r"([\^_])\s*\{\s*([0-9a-zA-Z])\s*\}"), r"\1\2"),
+    (re.compile(r"(?<=[0-9])\{(\\frac\{[^{}]*\}\{[^{}]*\})\}"), r"\1"),
 ]  # fmt: skip
 # Spaces mean something between two letters or digits only ("5 cm", "1 1/2"; "1 2" is not 12).
 _SPACES = re.compile(r"\s+")

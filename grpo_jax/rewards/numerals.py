@@ -29,7 +29,7 @@ _CHINESE_FRACTION = re.compile(
 
 def read_numeral(text: str) -> tuple[Fraction, bool, int] | None:
     """Read a number in words at the start of `text`: its value, whether it is percent, and where it ends."""
-    if text[:1].isascii():
+    if text[:1].isascii() and "分之" not in text[:24]:
         found = _read_english(text[:MAX_LETTERS].lower())
         return (found[0], False, found[1]) if found else None
     return _read_chinese(text[:MAX_LETTERS])

@@ -33,7 +33,7 @@ _UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+(?![0-9])|[0-9
 _DECIMAL = re.compile(
     rf"(?P<number>{_UNSIGNED})"
     r"(?:(?:[eE](?P<e>[+-]?[0-9]{1,3})"
-    r"|(?:\\times|\\cdot|\*|x)10\^(?:\{(?P<braced>[+-]?[0-9]{1,3})\}|(?P<bare>[0-9])))(?![0-9]))?"
+    r"|(?:\\times ?|\\cdot ?|\*| ?x ?)10\^(?:\{(?P<braced>[+-]?[0-9]{1,3})\}|(?P<bare>[0-9])))(?![0-9]))?"
 )
 _FRACTION = re.compile(
     rf"\\frac\{{(?P<top>[+-]?(?:{_UNSIGNED}))\}}\{{(?P<bottom>[+-]?(?:{_UNSIGNED}))\}}"
@@ -44,13 +44,18 @@ _MIXED = re.compile(
     r"|\\frac\{(?P<top>[0-9]{1,9})\}\{(?P<bottom>[0-9]{1,9})\})(?![0-9.])"
 )
 _ABOUT = re.compile(r"^(?:about|approximately|approx\.?|roughly|around|nearly|\\approx|\\sim) ?", re.IGNORECASE)
+_NEGATIVE = re.compile(r"^(?:minus|negative) (?=[0-9a-z])", re.IGNORECASE)
 _CURRENCY = re.compile(r"^(?:[€£¥]|Rs\.?|RMB|USD|EUR)")  # a dollar sign is gone from the normal form
 _PERCENT = re.compile(r" ?(?:%|percent\b|per cent\b|percentage points?\b)")
 _DEGREES = re.compile(r"\^\\circ|(?: ?degrees?\b)")
 _WORDS = re.compile(r" ?[a-zA-Z\u4e00-\u9fff](?:[a-zA-Z\u4e00-\u9fff /'.()-]|\^[23])*")
 
-_REPEATING = re.compile(r"(?P<whole>[0-9]{0,30})\.(?P<once>[0-9]{0,30})\\(?:overline|bar|dot)\{(?P<again>[0-9]{1,30})\}")
-_COMPOUND = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]+|[\u4e00-\u9fff]+?),?(?: and)? ?([0-9]+(?:\.[0-9]+)?) ?([a-z\u4e00-\u9fff]+)")
+_REPEATING = re.compile(
+    r"(?P<whole>[0-9]{0,30})\.(?P<once>[0-9]{0,30})\\(?:overline|bar|dot)\{(?P<again>[0-9]{1,30})\}"
+)
+_COMPOUND = re.compile(
+    r"([0-9]+(?:\.[0-9]+)?) ?([a-z]+|[\u4e00-\u9fff]+?),?(?: and)? ?([0-9]+(?:\.[0-9]+)?) ?([a-z\u4e00-\u9fff]+)"
+)
 
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 
@@ -75,6 +80,7 @@ def read_quantity(text: str) -> Quantity | None:
     rest = rest[1:].lstrip() if rest.startswith("=") else rest
     if compound := _read_compound(rest):
         return compound
+    rest = _NEGATIVE.sub("-", rest, count=1)
     sign, rest = (-1, rest[1:].lstrip()) if rest.startswith("-") else (1, rest.removeprefix("+").lstrip())
     found = _read_unsigned(rest)
     if found is None:
@@ -124,7 +130,7 @@ def _read_compound(text: str) -> Quantity | None:
 
 
 def _decimal(text: str) -> Fraction:
-    return Fraction(text.replace(",", "").rstrip(".") or "0")
+    return Fraction(re.sub("[, ]", "", text).rstrip(".") or "0")
 
 
 def _with_unit(value: Fraction, places: int | None, rest: str) -> Quantity | None:
@@ -147,7 +153,7 @@ def _read_unit(rest: str) -> str | None:
     if len(rest) > 60 or not _WORDS.fullmatch(rest):
         return None
     whole = rest.strip(" .").lower()
-    exact = singular(whole)
+    exact = singular(re.sub(" per ", "/", whole))
     if exact in UNITS and (len(exact) > 1 or rest[0] == " " or "\u4e00" <= exact <= "\u9fff"):
         return exact
     words = re.findall(r"[a-z\u4e00-\u9fff]+", whole)

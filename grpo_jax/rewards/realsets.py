@@ -39,7 +39,9 @@ class RealSet(NamedTuple):
 
 
 LINE = (Piece(-INFINITY, False, INFINITY, False),)
-_MARK = re.compile(r"[<>]|\\leq|\\geq|\\ne |\\cup|\\infty|\\setminus|\\mathbb\{R\}|\\emptyset|\\in(?![a-z])|infinity|空集")
+_MARK = re.compile(
+    r"[<>]|\\leq|\\geq|\\ne |\\cup|\\infty|\\setminus|\\mathbb\{R\}|\\emptyset|\\in(?![a-z])|infinity|空集"
+)
 _LINE = re.compile(r"\\mathbb\{R\}|R|\(-\\infty,\+?\\infty\)|all reals?(?: numbers?)?|全体实数|一切实数|实数集")
 _EMPTY = re.compile(r"\\emptyset|(?:the )?empty set|no (?:real )?solutions?|空集|无解|不存在实数解")
 _OR = re.compile(r"\\cup|\\vee|(?<![a-zA-Z])or(?![a-zA-Z])|或者?")
@@ -47,7 +49,9 @@ _AND = re.compile(r"\\cap|\\wedge|(?<![a-zA-Z])and(?![a-zA-Z])|且")
 _RELATION = re.compile(r"\\leq ?|\\geq ?|\\ne ?|[<>=]")
 _LETTER = r"\\?[a-zA-Z]+(?:_[0-9a-z])?"
 _MEMBER = re.compile(rf"(?P<letter>{_LETTER}) ?\\in ?(?![a-z])")
-_BUILDER = re.compile(rf"\\\{{(?P<letter>{_LETTER})(?:\\in ?\\mathbb\{{R\}})?(?:\||:|,)(?P<condition>.*)\\\}}", re.DOTALL)
+_BUILDER = re.compile(
+    rf"\\\{{(?P<letter>{_LETTER})(?:\\in ?\\mathbb\{{R\}})?(?:\||:|,)(?P<condition>.*)\\\}}", re.DOTALL
+)
 _FLIP = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq", "=": "=", r"\ne": r"\ne"}
 
 

@@ -16,7 +16,8 @@ from grpo_jax.rewards.quantity import equal, read_quantity
 from grpo_jax.rewards.words import read_words
 
 MAX_ITEMS = 64  # of lists that are compared
-MAX_DEPTH = 3  # of lists in lists
+MAX_SIGNED = 400  # characters of answers with \pm
+MAX_DEPTH = 4  # of lists in lists
 
 
 class Items(NamedTuple):
@@ -35,12 +36,15 @@ class Items(NamedTuple):
 Decide = Callable[[str, str], bool | None]
 Leaf = Callable[[str, str, Decide], bool | None]
 
-_SEPARATOR = re.compile(r"[,;、]|(?<![a-zA-Z\\])(?:and|or|和|或)(?![a-zA-Z])")
+_SEPARATOR = re.compile(r"[,;、]|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|或者?|和|且")
 _ASSIGNMENT = re.compile(
-    r"(?P<name>\\?[a-zA-Z][a-zA-Z]{0,9}(?:_[0-9a-zA-Z])?(?:\([a-z]\))?)(?:=|\\in |\\in(?=[\[({\\]))"
+    r"(?P<name>\([a-z](?:,[a-z])+\)(?==)|\\?[a-zA-Z][a-zA-Z]{0,9}(?:_[0-9a-zA-Z])?(?:\([a-z]\))?)(?:=|\\in |\\in(?=[\[({\\]))"
 )
-_CHOICE = re.compile(r"(?:(?i:option|choice|answer) ?)?\(?([A-J])[).:]?")
+_CHOICE = re.compile(r"(?:(?i:option|choice|answer) ?|选项? ?)?\(?([A-J])[).:]?")
 _CHOICE_AND_TEXT = re.compile(r"\(?([A-J])[).:].*", re.DOTALL)
+_RATIO = re.compile(r"[^:]{1,40}(?::[^:]{1,40}){1,5}")
+_TIME = re.compile(r"[0-9]{1,2}:[0-9]{2}")
+_CIRCLED = re.compile(r"\\textcircled\{?([0-9]{1,2})\}?")
 _CHOICES = re.compile(r"[A-H]{2,6}")
 _BASE = re.compile(r"(?P<digits>[0-9A-F]{1,60})_(?:\{(?P<braced>[0-9]{1,2})\}|(?P<bare>[0-9]))(?![0-9])")
 
@@ -61,15 +65,39 @@ def decide(prediction: str, gold: str, depth: int = 0, leaf: Leaf | None = None)
     def decide_part(a: str, b: str) -> bool | None:
         return decide(a, b, depth + 1, leaf)
 
-    for rule in (_by_choice, _by_number, _by_words, _by_base):
+    for rule in (_by_choice, _by_number, _by_ratio, _by_words, _by_base):
         verdict = rule(prediction, gold)
         if verdict is not None:
             return verdict
-    for rule in (_by_assignment, _by_items):
+    for rule in (_by_signs, _by_assignment, _by_items):
         verdict = rule(prediction, gold, decide_part)
         if verdict is not None:
             return verdict
     return leaf(prediction, gold, decide_part) if leaf else None
+
+
+def _by_signs(prediction: str, gold: str, decide: Decide) -> bool | None:
+    r"""Read \pm as two values: x = \pm 2 is x = 2, x = -2."""
+    if r"\pm" not in prediction + gold or len(prediction + gold) > MAX_SIGNED:
+        return None
+    return decide(_with_both_signs(prediction), _with_both_signs(gold))
+
+
+def _with_both_signs(text: str) -> str:
+    if r"\pm" not in text:
+        return text
+    found = read_items(text)
+    items = found.items if found and found.opening in ("", r"\{") else (text,)
+    return ",".join(
+        form
+        for item in items
+        for form in ((_signed(item, "+", "-"), _signed(item, "-", "+")) if r"\pm" in item else (item,))
+    )
+
+
+def _signed(text: str, plus: str, minus: str) -> str:
+    text = re.sub(r"\\pm ?", plus, re.sub(r"\\mp ?", minus, text))
+    return re.sub(r"(?<![0-9a-zA-Z)\]}])\+", "", text)
 
 
 def _by_choice(prediction: str, gold: str) -> bool | None:
@@ -77,6 +105,12 @@ def _by_choice(prediction: str, gold: str) -> bool | None:
     if wanted:
         given = _CHOICE.fullmatch(prediction) or _CHOICE_AND_TEXT.fullmatch(prediction)
         return prediction.strip("()") == wanted[1].lower() or bool(given and given[1] == wanted[1])
+    with_text = _CHOICE_AND_TEXT.fullmatch(gold)
+    if with_text and (given := _CHOICE.fullmatch(prediction) or _CHOICE_AND_TEXT.fullmatch(prediction)):
+        return given[1] == with_text[1]
+    circled = [_CIRCLED.findall(text) for text in (prediction, gold)]
+    if circled[1] and not _CIRCLED.sub("", gold).strip(" ,"):
+        return sorted(circled[0]) == sorted(circled[1]) and not _CIRCLED.sub("", prediction).strip(" ,")
     if _CHOICES.fullmatch(gold) and list(gold) == sorted(set(gold)):
         letters = re.sub(r"[^A-Za-z]|and", "", prediction)
         return sorted(letters) == list(gold) if re.fullmatch(r"[A-H]+", letters) else None
@@ -130,6 +164,8 @@ def _by_assignment(prediction: str, gold: str, decide: Decide) -> bool | None:
 def read_items(text: str) -> Items | None:
     r"""Split a normalised list, set, tuple or interval at its top-level separators; None: it is no list."""
     opening, closing, inner = "", "", text
+    if text.startswith(r"\{") and re.search(r"[|:]|\\in[^f]", text[:24]):
+        return None  # {x | x > 1}
     for left, right in ((("(", "["), (")", "]")), ((r"\{",), (r"\}",))):
         if text.startswith(left) and text.endswith(right):
             inner = text[len(left[0]) : -len(right[0])]
@@ -186,9 +222,13 @@ def _by_items(prediction: str, gold: str, decide: Decide) -> bool | None:
     wanted, given = read_items(gold), read_items(prediction)
     if wanted is None or given is None or max(len(wanted.items), len(given.items)) > MAX_ITEMS:
         return None
+    if wanted.opening == "" and (given.opening, given.closing) == ("(", ")") and _are_named(wanted.items):
+        return len(wanted.items) == len(given.items) and _all(map(decide, given.items, wanted.items))
     in_words = wanted.opening == given.opening == "" and any(map(read_words, wanted.items))
     if not wanted.ordered and not given.ordered and not in_words:
-        return _same_set(given.items, wanted.items, decide)
+        if wanted.opening == given.opening == r"\{":
+            return _same_set(given.items, wanted.items, decide)
+        return _same_list(given.items, wanted.items, decide)
     if wanted.opening and given.opening:
         # Two tuples or intervals, or one of them and a set in braces.
         same_kind = (wanted.opening, wanted.closing) == (given.opening, given.closing)
@@ -199,6 +239,12 @@ def _by_items(prediction: str, gold: str, decide: Decide) -> bool | None:
     elif (wanted.opening, wanted.closing) != ("(", ")") and not in_words:
         return None
     return _all(decide(a, b) for a, b in zip(given.items, wanted.items, strict=True))
+
+
+def _are_named(items: tuple[str, ...]) -> bool:
+    """Whether items are "x = 1", "y = 2", each of another letter, in the order of the alphabet."""
+    names = [match["name"] for item in items if (match := _ASSIGNMENT.match(item))]
+    return len(names) == len(items) and names == sorted(set(names))
 
 
 def _all(verdicts) -> bool | None:
@@ -214,6 +260,35 @@ def _same_set(given: tuple[str, ...], wanted: tuple[str, ...], decide: Decide) -
     rows = [_any(row) for row in table]
     columns = [_any(column) for column in zip(*table, strict=True)]
     return _all(rows + columns)
+
+
+def _same_list(given: tuple[str, ...], wanted: tuple[str, ...], decide: Decide) -> bool | None:
+    """Whether two lists are one in some order, each item as often."""
+    if len(given) != len(wanted):
+        return False
+    rest, undecided = list(wanted), False
+    for item in given:
+        verdicts = [decide(item, other) for other in rest]
+        if True in verdicts:
+            del rest[verdicts.index(True)]
+        elif None in verdicts:
+            undecided = True
+        else:
+            return False
+    return None if undecided else True
+
+
+def _by_ratio(prediction: str, gold: str) -> bool | None:
+    """Judge 2:4 for 1:2; a time of day, 4:30, is compared figure by figure."""
+    sides = [text.split(":") for text in (prediction, gold)]
+    if len(sides[1]) < 2 or not all(map(_RATIO.fullmatch, (prediction, gold))):
+        return None
+    values = [[quantity.value if (quantity := read_quantity(side)) else None for side in part] for part in sides]
+    if None in values[0] + values[1] or len(values[0]) != len(values[1]) or 0 in values[1]:
+        return None if None in values[0] + values[1] else values[0] == values[1]
+    if _TIME.fullmatch(gold):
+        return values[0] == values[1]
+    return len({a / b for a, b in zip(*values, strict=True)}) == 1
 
 
 def _any(verdicts) -> bool | None:

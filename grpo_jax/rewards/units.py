@@ -12,7 +12,8 @@ _TABLE = {
         毫米=1/1000 厘米=1/100 分米=1/10 米=1 千米=1000 公里=1000""",
     "speed": """
         m/s=1 km/h=5/18 kmh=5/18 kph=5/18 mph=1397/3125 米/秒=1 千米/小时=5/18 千米/时=5/18 公里/小时=5/18 米/分=1/60
-        米/分钟=1/60""",
+        米/分钟=1/60 mile/hour=1397/3125 mi/h=1397/3125 kilometer/hour=5/18 km/hour=5/18 km/hr=5/18 meter/second=1
+        foot/second=381/1250 feet/second=381/1250 ft/s=381/1250 ft/sec=381/1250 inch/second=127/5000""",
     "frequency": "hz=1 khz=1000 mhz=1000000 ghz=1000000000 hertz=1",
     "energy": "joule=1 kj=1000 kilojoule=1000",
     "mass": """
@@ -45,11 +46,15 @@ def _parsed() -> dict[str, tuple[str, Fraction]]:
 
 
 # Words that count, after a Chinese numeral: 三个, 两本.
-MEASURE_WORDS = frozenset("个只条张本支枝颗粒块片头匹辆台架棵朵双对次倍人名位岁件套间层页篇首袋瓶盒箱桶包组排行列道题种份度")
+MEASURE_WORDS = frozenset(
+    "个只条张本支枝颗粒块片头匹辆台架棵朵双对次倍人名位岁件套间层页篇首袋瓶盒箱桶包组排行列道题种份度"
+)
 
 UNITS = _parsed()  # singular, lower case -> (dimension, size)
 
 
 def singular(name: str) -> str:
     """Drop the plural's s, where the unit is known without it."""
-    return name.removesuffix("s") if name.removesuffix("s") in UNITS else name
+    name, slash, rest = name.partition("/")
+    one = name.removesuffix("s") + slash + rest
+    return one if one in UNITS else name + slash + rest

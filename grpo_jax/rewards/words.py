@@ -11,6 +11,7 @@ from functools import lru_cache
 from grpo_jax.rewards.units import UNITS
 
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
+_JOINTS = re.compile(r"或者?|和|且")
 _RUN = re.compile(r"[a-zA-Z]+|[\u4e00-\u9fff]+")
 _TOKEN = re.compile(r"\\?[a-zA-Z]+|[\u4e00-\u9fff]+|[0-9]+(?:\.[0-9]+)?|\S")
 _LETTERS_ONLY = re.compile(r"[a-zA-Z]+(?:[ '-][a-zA-Z]+)*")
@@ -43,7 +44,7 @@ def without_units(text: str) -> str:
 
 
 def _has_words(text: str) -> bool:
-    runs = _RUN.findall(_COMMAND.sub(" ", text))
+    runs = _RUN.findall(_JOINTS.sub(" ", _COMMAND.sub(" ", text)))
     if any(_is_word(run) for run in runs):
         return True
     # Names and codes: CBF, Bb BB; a product of small letters, xyz, is none.
