@@ -14,6 +14,7 @@ from grpo_jax.rewards import probing
 from grpo_jax.rewards.expression import Tree, letters, read_expression
 from grpo_jax.rewards.quantity import Quantity, close, read_quantity
 from grpo_jax.rewards.realsets import is_real_set, read_real_set, same_set
+from grpo_jax.rewards.structure import read_items
 from grpo_jax.rewards.words import without_units
 
 Decide = Callable[[str, str], bool | None]
@@ -37,9 +38,21 @@ def same(prediction: str, gold: str, decide: Decide) -> bool | None:
         a, b = read_real_set(prediction), read_real_set(gold)
         if a is not None and b is not None:
             return same_set(a, b)
+        if (a is None) != (b is None) and read_expression(prediction if a is None else gold) is not None:
+            return False
     if _RELATION.search(gold) or _RELATION.search(prediction):
         return _same_relation(prediction, gold, decide)
+    kinds = [_is_one_value(text) for text in (prediction, gold)]
+    if kinds[0] != kinds[1] and None not in kinds:
+        return False
     return _same_expression(prediction, gold)
+
+
+def _is_one_value(text: str) -> bool | None:
+    """Whether an answer is one formula, as against a list, an interval or a set of numbers; None: neither."""
+    if read_expression(text) is not None:
+        return True
+    return False if read_items(text) is not None or read_real_set(text) is not None else None
 
 
 def _same_expression(prediction: str, gold: str) -> bool | None:

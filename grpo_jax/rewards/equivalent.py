@@ -8,6 +8,7 @@ model wrote is evaluated at any stage.
 from __future__ import annotations
 
 import atexit
+import re
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import cache
@@ -16,6 +17,7 @@ from typing import Literal, NamedTuple
 from grpo_jax.rewards import algebra, limits, symbolic
 from grpo_jax.rewards.extract import MARKED, extract_answer, only_formula
 from grpo_jax.rewards.normal import MAX_LENGTH, latex, normalise
+from grpo_jax.rewards.probing import TooLargeError
 from grpo_jax.rewards.quantity import read_quantity
 from grpo_jax.rewards.structure import Leaf, decide
 from grpo_jax.rewards.words import read_words
@@ -23,6 +25,8 @@ from grpo_jax.rewards.workers import Outcome, Workers
 
 MEMORY = 512 << 20  # bytes of address space for one comparison; about 70 MiB of it are Python and sympy
 TIME_LIMIT = 3.0  # seconds for one comparison
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNFINISHED = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf)(?![a-z])")
 
 
 class Grade(Enum):
@@ -49,7 +53,7 @@ def grade(prediction: str | None, gold: str, workers: Workers | None = None) -> 
 
     An empty or missing prediction is wrong, an empty reference makes everything ungradable.
     """
-    verdict = exact_verdict(prediction, gold) or probed_verdict(prediction, gold)
+    verdict = local_verdict(prediction, gold)
     return verdict or grade_all([(prediction, gold)], workers or _own_workers())[0]
 
 
@@ -66,13 +70,22 @@ def grade_all(
         time_limit: seconds for one symbolic comparison.
         total: seconds for all of them together; what is not done then is ungradable.
     """
-    verdicts = {pair: exact_verdict(*pair) for pair in dict.fromkeys(pairs)}
-    verdicts = {pair: verdict or probed_verdict(*pair) for pair, verdict in verdicts.items()}
+    verdicts = {pair: local_verdict(*pair) for pair in dict.fromkeys(pairs)}
     hard = [pair for pair, verdict in verdicts.items() if verdict is None]
     texts = [(_formula(prediction), _formula(gold)) for prediction, gold in hard]
     outcomes = workers.map(symbolic.compare, texts, time_limit=time_limit, memory=MEMORY, total=total) if hard else []
     verdicts.update(zip(hard, map(_symbolic_verdict, outcomes), strict=True))
     return [verdicts[pair] for pair in pairs]
+
+
+def local_verdict(prediction: str | None, gold: str) -> Verdict | None:
+    """Judge what needs no worker: by exact rules, by static limits, by value; None: it needs math-verify."""
+    try:
+        return exact_verdict(prediction, gold) or probed_verdict(prediction, gold)
+    except TooLargeError:
+        return Verdict(UNGRADABLE, "a value is too large to be compared")
+    except Exception as error:  # a fault of the grader must not stop a run; it is counted
+        return Verdict(UNGRADABLE, f"the grader raised {type(error).__name__}: {str(error)[:200]}", "error")
 
 
 def exact_verdict(prediction: str | None, gold: str) -> Verdict | None:
@@ -90,6 +103,8 @@ def exact_verdict(prediction: str | None, gold: str) -> Verdict | None:
         return Verdict(RIGHT, "the same text")
     if len(prediction) > MAX_LENGTH:
         return Verdict(UNGRADABLE, f"the prediction has {len(prediction)} characters, more than {MAX_LENGTH}")
+    if _CONTROL.search(prediction):
+        return Verdict(UNGRADABLE, "the prediction has control characters")
     prediction, gold = normalise(prediction), normalise(gold)
     if not prediction:
         return Verdict(WRONG, "no answer")
@@ -103,6 +118,8 @@ def probed_verdict(prediction: str, gold: str) -> Verdict | None:
     verdict = _decided("equal in value", "different in value", prediction, gold, algebra.same)
     if verdict is None and (read_words(prediction) is None) != (read_words(gold) is None):
         return Verdict(UNGRADABLE, "one answer is in words, the other a formula")
+    if verdict is None and _UNFINISHED.search(prediction) and not _UNFINISHED.search(gold):
+        return Verdict(UNGRADABLE, "the prediction leaves a sum, product, limit or integral to be done")
     return verdict or _refused(prediction, gold, limits.misreading)
 
 

@@ -25,6 +25,7 @@ from functools import lru_cache
 MAX_LENGTH = 1000  # characters
 MAX_DEPTH = 30
 MAX_TOKENS = 500
+MAX_MARKS = 2  # of !, % and degrees after one another
 MAX_DIGITS = 80  # of one number
 
 Tree = tuple
@@ -49,6 +50,7 @@ _OVER = frozenset(["/", r"\div"])
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _FENCES = {r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil"), r"\lvert": (r"\rvert", "abs")}
 _WORDS = re.compile("|".join(sorted([*_PLAIN, "pi", "infty", "infinity"], key=len, reverse=True)))
+_WORD = re.compile(r"[a-zA-Z]*[ijloIJLO][a-zA-Z]*(?<=...)")
 _OPAQUE = frozenset("fgh")  # letters that take arguments: f(x+1) is no product
 
 
@@ -101,6 +103,8 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 def _split_letters(run: str) -> list[tuple[str, str]]:
     """Cut "xsqrt" into x and sqrt, and "xy" into x and y."""
+    if len(run) > 2 and _WORD.search(_WORDS.sub("", run)):
+        raise _NoFormulaError  # "mol" is no product of m, o and l
     tokens, i = [], 0
     while i < len(run):
         word = _WORDS.match(run, i)
@@ -161,18 +165,18 @@ class _Reader:
         return ("product", _number(-1), term) if negative else term
 
     def product(self, depth: int) -> Tree:
-        tree = self.power(depth)
+        factors = [self.power(depth)]
         while True:
             if self.take(*_TIMES):
-                tree = ("product", tree, self.factor(depth))
+                factors.append(self.factor(depth))
             elif self.take(*_OVER):
-                tree = ("quotient", tree, self.factor(depth))
+                factors.append(("quotient", _number(1), self.factor(depth)))
             elif self.starts_factor():
                 if self.kind in ("number", "gap"):
                     raise _NoFormulaError  # "x2", "(3)4", "2 3"
-                tree = ("product", tree, self.power(depth))
+                factors.append(self.power(depth))
             else:
-                return tree
+                return factors[0] if len(factors) == 1 else ("product", *factors)
 
     def factor(self, depth: int) -> Tree:
         if self.take("-"):
@@ -188,8 +192,8 @@ class _Reader:
         return self.text in ("(", "[", "{") or (self.text == "|" and self.bars == 0)
 
     def power(self, depth: int) -> Tree:
-        tree = self.base(depth)
-        while True:
+        tree, before = self.base(depth), self.i
+        while self.i <= before + MAX_MARKS:
             if self.take("!"):
                 tree = ("call", "factorial", tree)
             elif self.take("%"):
@@ -200,6 +204,7 @@ class _Reader:
                 return self.raised(("power", tree, self.exponent(depth + 1)), depth)
             else:
                 return tree
+        raise _NoFormulaError
 
     def raised(self, tree: Tree, depth: int) -> Tree:
         """Read what may follow an exponent: a factorial."""

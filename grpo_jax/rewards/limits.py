@@ -34,8 +34,6 @@ def refusal(text: str) -> str | None:
         return f"more than {MAX_DIGIT_RUN} digits in a row"
     if len(_COMMAND.findall(text)) > MAX_COMMANDS:
         return f"more than {MAX_COMMANDS} commands"
-    if any(ord(character) < 32 and character not in "\t\n" for character in text):
-        return "control characters"
     return _brackets(text) or _powers(text)
 
 

@@ -29,7 +29,7 @@ _CHARACTERS |= {letter: rf"\{name} " for letter, name in zip(_GREEK[::2], _GREEK
 _TABLE = str.maketrans(_CHARACTERS)
 
 _WRAPPERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`")]
-_BOXES = (r"\boxed{", r"\fbox{", r"\framebox{")
+_BOXES = (r"\boxed{", r"\fbox{", r"\framebox{", r"\text{", r"\textbf{", r"\mathrm{", r"\mathbf{", r"\texttt{", r"\mbox{")
 
 _SUM = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"  # of money
 _REWRITES = [

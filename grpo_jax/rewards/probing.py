@@ -64,14 +64,15 @@ def _bits(value: Fraction) -> int:
 
 
 def same_value(a: Tree, b: Tree) -> bool | None:
-    """Whether two formulas are one function of their letters; None: they have too few values in common to say."""
+    """Whether two formulas are one function of their letters; None: they have too few values in common to say.
+
+    Raises:
+        TooLargeError: a value is above the bounds of this module.
+    """
     exact = rational(a), rational(b)
     if None not in exact:
         return exact[0] == exact[1]
-    try:
-        return _compared(a, b, _same)
-    except TooLargeError:
-        return None
+    return _compared(a, b, _same)
 
 
 def same_ratio(a: Tree, b: Tree, *, positive: bool = False) -> bool | None:
@@ -85,10 +86,7 @@ def same_ratio(a: Tree, b: Tree, *, positive: bool = False) -> bool | None:
         ratios.append(x / y)
         return _same(ratios[0], ratios[-1]) and (not positive or ratios[-1].real > 0)
 
-    try:
-        agreed = _compared(a, b, constant)
-    except TooLargeError:
-        return None
+    agreed = _compared(a, b, constant)
     return agreed if ratios or not agreed else None
 
 
