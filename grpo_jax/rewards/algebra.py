@@ -1,4 +1,4 @@
-r"""Formulas, equations, inequalities, sets of numbers and matrices: compared by value, in milliseconds, in this process.
+r"""Formulas, equations, inequalities, sets of numbers and matrices: compared by value, in milliseconds, right here.
 
 The last rule of `structure.decide` for what strings and exact numbers cannot tell apart. Texts are read by the grammars
 of `expression.py` and `realsets.py`; what these do not read is left to math-verify in a worker.
@@ -149,13 +149,14 @@ def _last_side(prediction: str, gold: str, decide: Decide) -> bool | None:
 
 
 def is_name(text: str) -> bool:
-    r"""Whether a text names a thing, as the left side of "A = 5" does: x, f(x), P(X=1), \angle ABC, AB, \frac{dy}{dx}."""
+    r"""Whether a text names a thing, as the left side of "A = 5" does: x, f(x), \angle ABC, AB, \frac{dy}{dx}."""
     return bool(_NAME.fullmatch(text))
 
 
 _ATOM = r"\\?[a-zA-Z]+(?:_(?:[0-9a-zA-Z]|\{[0-9a-zA-Z,]{1,12}\}))?'{0,3}"
+_DERIVATIVE = rf"\\frac\{{d{_ATOM}?\}}\{{d{_ATOM}\}}"
 _NAME = re.compile(
-    rf"(?:\\(?:angle|triangle|overline|vec|bar|hat|mathbf|left|measuredangle) ?)?\{{?(?:{_ATOM}|\\frac\{{d{_ATOM}?\}}\{{d{_ATOM}\}}"
+    rf"(?:\\(?:angle|triangle|overline|vec|bar|hat|mathbf|measuredangle) ?)?\{{?(?:{_ATOM}|{_DERIVATIVE}"
     r"|(?:the )?[a-z]+(?: [a-z]+){1,3}|\|[a-zA-Z ]{1,6}\|)\}?(?:\((?:[a-zA-Z0-9,]{1,12}|\\?[a-zA-Z]+)\))?"
 )
 

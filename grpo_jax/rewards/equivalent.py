@@ -24,7 +24,7 @@ from grpo_jax.rewards.words import read_words
 from grpo_jax.rewards.workers import Outcome, Workers
 
 MEMORY = 512 << 20  # bytes of address space for one comparison; about 70 MiB of it are Python and sympy
-TIME_LIMIT = 3.0  # seconds for one comparison
+TIME_LIMIT = 2.0  # seconds for one comparison; with the start of a worker below 5 s
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNFINISHED = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf)(?![a-z])")
 

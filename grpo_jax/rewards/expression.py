@@ -13,7 +13,7 @@ length, depth and size are bounded.
 | "quotient", "power" | two trees |
 | "call" | name of the function, trees |
 
-`2\frac13` and `2 1/3` are mixed numbers, `2(3)` and `2x` products, `1/2x` is half of x; `2 3` and `f(2)(3)` are refused.
+`2\frac13` and `2 1/3` are mixed numbers, `2(3)` and `2x` products, `1/2x` is half of x; `2 3` is refused.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fractions import Fraction
 from functools import lru_cache
 
 MAX_LENGTH = 1000  # characters
-MAX_DEPTH = 30
-MAX_TOKENS = 500
+MAX_DEPTH = 60
+MAX_TOKENS = 1000
 MAX_MARKS = 2  # of !, % and degrees after one another
 MAX_DIGITS = 80  # of one number
 

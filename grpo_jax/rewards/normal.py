@@ -20,8 +20,8 @@ _CHARACTERS = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} 
     "∅": r"\emptyset ", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}",
     "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅛": r"\frac{1}{8}", "。": ".", "、": ",", "【": "[", "】": "]", "‘": "'",
     "’": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u3000": " ", "\u200b": "",
-    "\u2060": "", "\ufeff": "", "′": "'", "ℝ": r"\mathbb{R}", "≈": r"\approx ", "∨": r"\vee ", "∧": r"\wedge ", "〈": "(", "〉": ")", "⟨": "(", "⟩": ")",
-    "：": ":", "∖": r"\setminus ", "′": "'", "％": "%",
+    "\u2060": "", "\ufeff": "", "′": "'", "ℝ": r"\mathbb{R}", "≈": r"\approx ", "∨": r"\vee ", "∧": r"\wedge ",
+    "〈": "(", "〉": ")", "⟨": "(", "⟩": ")", "∖": r"\setminus ",
 } | {chr(0x2460 + i): rf"\textcircled{{{i + 1}}}" for i in range(20)}  # fmt: skip
 _GREEK = """α alpha β beta γ gamma δ delta ε epsilon θ theta λ lambda μ mu µ mu ρ rho σ sigma τ tau φ phi ω omega
     Δ Delta Σ Sigma Ω Omega""".split()  # noqa: SIM905
@@ -29,7 +29,17 @@ _CHARACTERS |= {letter: rf"\{name} " for letter, name in zip(_GREEK[::2], _GREEK
 _TABLE = str.maketrans(_CHARACTERS)
 
 _WRAPPERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`")]
-_BOXES = (r"\boxed{", r"\fbox{", r"\framebox{", r"\text{", r"\textbf{", r"\mathrm{", r"\mathbf{", r"\texttt{", r"\mbox{")
+_BOXES = (
+    r"\boxed{",
+    r"\fbox{",
+    r"\framebox{",
+    r"\text{",
+    r"\textbf{",
+    r"\mathrm{",
+    r"\mathbf{",
+    r"\texttt{",
+    r"\mbox{",
+)
 
 _SUM = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"  # of money
 _REWRITES = [
@@ -44,10 +54,11 @@ _REWRITES = [
     (re.compile(r"(?<!\\)\\(?:[,;:! ]|quad|qquad)(?![a-zA-Z])|~"), " "),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:mathbb|Bbb)\s*\{?\s*([A-Z])\s*\}?|\\R(?![a-zA-Z])"), lambda m: rf"\mathbb{{{m[1] or 'R'}}}"),
-    (re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|sf|it)|mbox|operatorname\*?|textrm|hbox)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\\(?:text(?:bf|it|rm|sf)?|math(?:rm|bf|sf|it)|[mh]box|operatorname\*?)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\\(?:langle|lbrack)(?![a-zA-Z])"), "("),
     (re.compile(r"\\(?:rangle|rbrack)(?![a-zA-Z])"), ")"),
-    (re.compile(r"(?<=[0-9 ])([AaPp])\. ?[Mm]\.?(?![a-zA-Z])|(?<=[0-9]) ?([AaPp])[Mm](?![a-zA-Z])"), lambda m: f" {m[1] or m[2]}m".lower()),
+    (re.compile(r"(?<=[0-9 ])([AaPp])\. ?[Mm]\.?(?![a-zA-Z])"), lambda m: f" {m[1]}m".lower()),
+    (re.compile(r"(?<=[0-9]) ?([AaPp])[Mm](?![a-zA-Z])"), lambda m: f" {m[1]}m".lower()),
     (re.compile(r"\\(?:%|percent(?![a-zA-Z]))"), "%"),
     (re.compile(rf"(?<![a-zA-Z])(?:US|HK)?\\\$ ?({_SUM})(?![0-9a-zA-Z\\^])"), r"\1 dollars "),
     (re.compile(r"(?:US|HK)?\\?\$"), " "),
@@ -61,6 +72,7 @@ _REWRITES = [
     (re.compile(r"\\rbrace(?![a-zA-Z])"), r"\\}"),
     (re.compile(r"\\(?:varnothing|empty)(?![a-zA-Z])|\\\{\s*\\\}"), r"\\emptyset "),
     (re.compile(r"\\(?:mid|vert|lvert|rvert)(?![a-zA-Z])"), "|"),
+    (re.compile(r"(?<![a-zA-Z\\])(?:infinity|inf)(?![a-zA-Z])"), r"\\infty "),
     (re.compile(r"\^\s*\{?\s*\\prime\s*\}?"), "'"),
     (re.compile(r"\\(?:doteq|approxeq|simeq)(?![a-zA-Z])"), r"\\approx "),
     (re.compile(r"\\(?:lor)(?![a-zA-Z])"), r"\\vee "),

@@ -1,4 +1,4 @@
-"""Numbers in words, English and Chinese: "two hundred and five", "three quarters", 一百二十, 百分之五, 三分之一, 1.2万."""
+"""Numbers in words, English and Chinese: "two hundred and five", "three quarters", 一百二十, 百分之五, 三分之一."""
 
 from __future__ import annotations
 

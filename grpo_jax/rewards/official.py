@@ -20,7 +20,22 @@ MAX_LENGTH = 1000  # characters; a longer answer is only compared as text
 MAX_DEPTH = 4  # of tuples in tuples
 MAX_VALUE = 10**30
 
-_REMOVED = ["\n", r"\!", r"\left", r"\right", r"^\circ", r"^{\circ}", r"\$", "$", r"x\in", r"\cdot", r"\mathbf", r"\mathrm", "{cm}", "{m}"]
+_REMOVED = [
+    "\n",
+    r"\!",
+    r"\left",
+    r"\right",
+    r"^\circ",
+    r"^{\circ}",
+    r"\$",
+    "$",
+    r"x\in",
+    r"\cdot",
+    r"\mathbf",
+    r"\mathrm",
+    "{cm}",
+    "{m}",
+]
 _UNIT = re.compile(r"\\text\{[^{}]*\}$")
 _BOX = re.compile(r"\\mbox\{[^{}]*\}")
 _MIXED = re.compile(r"(?<=[0-9])(?=\\frac)")  # a mixed number is a product
@@ -29,7 +44,7 @@ _MATRIX = re.compile(r"\\begin\{(?:[pb]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end
 
 
 def normalise(answer: str) -> str:
-    r"""Write an answer in the published normal form, e.g. `x \in \left( \tfrac12, 3.00 \right)` as `(\frac{1}{2},3)`."""
+    r"""Write an answer in the published normal form, e.g. `x \in \left(\tfrac12, 3.00\right)` as `(\frac{1}{2},3)`."""
     text = answer.strip()[:MAX_LENGTH].rstrip(".")
     text = _UNIT.sub("", text) if not text.startswith(r"\text") else text
     for piece in _REMOVED:
@@ -71,7 +86,9 @@ def _equal(prediction: str, gold: str, depth: int) -> bool:
         return False
     numbers = [_number(text) for text in (prediction, gold)]
     if None not in numbers:
-        return any(abs(numbers[0] - reference) < TOLERANCE for reference in (numbers[1] / 100, numbers[1], numbers[1] * 100))
+        return any(
+            abs(numbers[0] - reference) < TOLERANCE for reference in (numbers[1] / 100, numbers[1], numbers[1] * 100)
+        )
     if r"\cup" in gold or r"\cup" in prediction:
         parts = [text.split(r"\cup") for text in (prediction, gold)]
         return _all_found(*parts, depth) and _all_found(*reversed(parts), depth)

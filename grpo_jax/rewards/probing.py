@@ -72,7 +72,10 @@ def same_value(a: Tree, b: Tree) -> bool | None:
     exact = rational(a), rational(b)
     if None not in exact:
         return exact[0] == exact[1]
-    return _compared(a, b, _same)
+    verdict = _compared(a, b, _same)
+    if verdict is None and not letters(a) | letters(b) and (value(a) is None) != (value(b) is None):
+        return False  # 1/0 has no value
+    return verdict
 
 
 def same_ratio(a: Tree, b: Tree, *, positive: bool = False) -> bool | None:

@@ -38,7 +38,8 @@ Leaf = Callable[[str, str, Decide], bool | None]
 
 _SEPARATOR = re.compile(r"[,;、]|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|或者?|和|且")
 _ASSIGNMENT = re.compile(
-    r"(?P<name>\([a-z](?:,[a-z])+\)(?==)|\\?[a-zA-Z][a-zA-Z]{0,9}(?:_[0-9a-zA-Z])?(?:\([a-z]\))?)(?:=|\\in |\\in(?=[\[({\\]))"
+    r"(?P<name>\([a-z](?:,[a-z])+\)(?==)|\\?[a-zA-Z][a-zA-Z]{0,9}(?:_[0-9a-zA-Z])?(?:\([a-z]\))?)"
+    r"(?:=|\\in |\\in(?=[\[({\\]))"
 )
 _CHOICE = re.compile(r"(?:(?i:option|choice|answer) ?|选项? ?)?\(?([A-J])[).:]?")
 _CHOICE_AND_TEXT = re.compile(r"\(?([A-J])[).:].*", re.DOTALL)
@@ -145,6 +146,8 @@ def _by_base(prediction: str, gold: str) -> bool | None:
         return bases[0] == bases[1] and wanted["digits"] == given["digits"]
     if wanted and re.fullmatch(r"[0-9A-F]+", prediction):
         return wanted["digits"] == prediction
+    if given and re.fullmatch(r"[0-9A-F]+", gold):
+        return given["digits"] == gold
     return None
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,8 +94,10 @@ def _same_number(prediction: str, gold: str) -> bool:
 def _options(folder: Path) -> Iterator[Pair]:
     for row in _rows(folder / FILES["MMLU-STEM"][0]):
         options = list(dict.fromkeys(map(str, row["options"])))
-        for option, other in zip(options, options[1:], strict=False):
-            yield Pair("MMLU-STEM options", f"$\\text{{{option}}}$" if "$" not in option else option, option, True, False)
+        for option, other in pairwise(options):
+            yield Pair(
+                "MMLU-STEM options", f"$\\text{{{option}}}$" if "$" not in option else option, option, True, False
+            )
             yield Pair("MMLU-STEM options", option, other, False, False)
 
 
