@@ -56,26 +56,36 @@ def _is_one_value(text: str) -> bool | None:
 
 
 def _same_expression(prediction: str, gold: str) -> bool | None:
-    a, b = _tree(prediction, gold), _tree(gold, prediction)
-    if a is None or b is None:
-        return None
+    a, b = read_expression(prediction), read_expression(gold)
+    if a is not None and b is not None:
+        a = _in_letters_of(a, b)
+    verdict = None if a is None or b is None else _same_tree(prediction, a, gold, b)
+    bare = [without_units(text) for text in (prediction, gold)]
+    if verdict or bare == [prediction, gold] or _two_units(prediction, gold, bare):
+        return verdict
+    a, b = map(read_expression, bare)
+    return verdict if a is None or b is None else probing.same_value(a, b) or verdict
+
+
+def _two_units(prediction: str, gold: str, bare: list[str]) -> bool:
+    """Whether both have a unit, and not the same."""
+    units = [text[len(short) :].strip() for text, short in zip((prediction, gold), bare, strict=True)]
+    return all(units) and units[0] != units[1]
+
+
+def _in_letters_of(tree: Tree, other: Tree) -> Tree:
+    """Read I and E of a program's output as i and e, where the other formula has no such letters."""
+    names = {("letter", "I"): ("constant", "i"), ("letter", "E"): ("constant", "e")}
+    if not letters(tree) & {"I", "E"} or letters(other) & {"I", "E"}:
+        return tree
+    return names.get(tree) or tuple(_in_letters_of(p, other) if isinstance(p, tuple) else p for p in tree)
+
+
+def _same_tree(prediction: str, a: Tree, gold: str, b: Tree) -> bool | None:
     verdict = probing.same_value(a, b)
     if verdict is False:
         return _rounded(prediction, a, gold, b) or _as_angles(prediction, gold) or _logarithms(a, b)
     return verdict
-
-
-def _tree(text: str, other: str) -> Tree | None:
-    """Read a formula; the unit after it counts only if the other has one too and it is another."""
-    tree = read_expression(text)
-    stripped = without_units(text)
-    if stripped == text:
-        return tree
-    short = read_expression(stripped) if stripped else None
-    same_unit = (
-        without_units(other) == other or text[len(stripped) :].strip() == other[len(without_units(other)) :].strip()
-    )
-    return short if short is not None and same_unit else tree
 
 
 def _rounded(prediction: str, a: Tree, gold: str, b: Tree) -> bool:
@@ -236,6 +246,7 @@ def read_matrix(text: str) -> list[list[str]] | None:
 
 def _as_vector(text: str, wanted: list[list[str]]) -> list[list[str]] | None:
     """Read (1,2,3) as the column or row that is wanted, and [[1,2],[3,4]] as a matrix."""
+    text = text.removeprefix("Matrix(").removesuffix(")") if text.startswith("Matrix(") else text
     if not re.fullmatch(r"[(\[].*[)\]]", text, re.DOTALL) or len(text) > 1000:
         return None
     inner = text[1:-1]

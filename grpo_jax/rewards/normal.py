@@ -72,7 +72,7 @@ _REWRITES = [
     (re.compile(r"\\rbrace(?![a-zA-Z])"), r"\\}"),
     (re.compile(r"\\(?:varnothing|empty)(?![a-zA-Z])|\\\{\s*\\\}"), r"\\emptyset "),
     (re.compile(r"\\(?:mid|vert|lvert|rvert)(?![a-zA-Z])"), "|"),
-    (re.compile(r"(?<![a-zA-Z\\])(?:infinity|inf)(?![a-zA-Z])"), r"\\infty "),
+    (re.compile(r"(?<![a-zA-Z\\])(?:infinity|inf|oo)(?![a-zA-Z])"), r"\\infty "),
     (re.compile(r"\^\s*\{?\s*\\prime\s*\}?"), "'"),
     (re.compile(r"\\(?:doteq|approxeq|simeq)(?![a-zA-Z])"), r"\\approx "),
     (re.compile(r"\\(?:lor)(?![a-zA-Z])"), r"\\vee "),
@@ -84,10 +84,13 @@ _REWRITES = [
     (re.compile(r"(\\frac\s*\{[^{}]*\})\s*([0-9a-zA-Z])"), r"\1{\2}"),
     (re.compile(r"\\sqrt\s*([0-9a-zA-Z])"), r"\\sqrt{\1}"),
     (re.compile(r"(\\sqrt\s*\[[^\[\]{}]*\])\s*([0-9a-zA-Z])"), r"\1{\2}"),
+    (re.compile(r"\{?([0-9]{1,4}) ?\\choose ?([0-9]{1,4})\}?|C_\{?([0-9]{1,4})\}?\^\{?([0-9]{1,4})\}?(?![0-9])"), lambda m: rf"\binom{{{m[1] or m[3]}}}{{{m[2] or m[4]}}}"),
+    (re.compile(r"[,;(] ?\(?[a-z] ?\\in ?(?:\\mathbb\{Z\}|Z)\)?$"), ""),
     (re.compile(r"([\^_])\s*\{\s*([0-9a-zA-Z])\s*\}"), r"\1\2"),
     (re.compile(r"(?<=[0-9])\{(\\frac\{[^{}]*\}\{[^{}]*\})\}"), r"\1"),
 ]  # fmt: skip
 # Spaces mean something between two letters or digits only ("5 cm", "1 1/2"; "1 2" is not 12).
+_REPEATED = re.compile(r"((?<![0-9])[0-9]{0,9}\.[0-9]{0,9}?)([0-9]{1,6}?)\2{1,40}(?:\.\.\.|…|\\[lc]?dots)")  # 0.1666...
 _SPACES = re.compile(r"\s+")
 _IDLE_SPACE = re.compile(r"(?<![0-9a-zA-Z\u4e00-\u9fff]) | (?![0-9a-zA-Z\u4e00-\u9fff])")
 _COMMAND_SPACE = re.compile(r"(\\[a-zA-Z]+) (?=[a-zA-Z])")
@@ -112,7 +115,7 @@ def closing_brace(text: str, start: int) -> int | None:
 
 def latex(text: str) -> str:
     """Write an answer's special characters as LaTeX and take away what only wraps it."""
-    return unwrapped(text.translate(_TABLE))
+    return unwrapped(_REPEATED.sub(r"\1\\overline{\2}", text.translate(_TABLE)))
 
 
 def unwrapped(text: str) -> str:

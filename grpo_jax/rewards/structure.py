@@ -38,13 +38,15 @@ Leaf = Callable[[str, str, Decide], bool | None]
 
 _SEPARATOR = re.compile(r"[,;、]|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|或者?|和|且")
 _ASSIGNMENT = re.compile(
-    r"(?P<name>\([a-z](?:,[a-z])+\)(?==)|\\?[a-zA-Z][a-zA-Z]{0,9}(?:_[0-9a-zA-Z])?(?:\([a-z]\))?)"
+    r"(?P<name>\([a-z](?:,[a-z])+\)(?==)|\\?[a-zA-Z][a-zA-Z]{0,9}(?:_[0-9a-zA-Z])?(?:\^\{-1\}|'{1,3})?(?:\([a-z]\))?)"
     r"(?:=|\\in |\\in(?=[\[({\\]))"
 )
 _CHOICE = re.compile(r"(?:(?i:option|choice|answer) ?|选项? ?)?\(?([A-J])[).:]?")
 _CHOICE_AND_TEXT = re.compile(r"\(?([A-J])[).:].*", re.DOTALL)
 _RATIO = re.compile(r"[^:]{1,40}(?::[^:]{1,40}){1,5}")
 _TIME = re.compile(r"[0-9]{1,2}:[0-9]{2}")
+_INEQUALITY = re.compile(r"[<>]|\\[lg]eq|\\ne ")
+_POINT = re.compile(r"[A-Z](?=\([^()]*,[^()]*\)$)")
 _CIRCLED = re.compile(r"\\textcircled\{?([0-9]{1,2})\}?")
 _CHOICES = re.compile(r"[A-H]{2,6}")
 _BASE = re.compile(r"(?P<digits>[0-9A-F]{1,60})_(?:\{(?P<braced>[0-9]{1,2})\}|(?P<bare>[0-9]))(?![0-9])")
@@ -60,6 +62,8 @@ def decide(prediction: str, gold: str, depth: int = 0, leaf: Leaf | None = None)
     """
     if prediction == gold:
         return True
+    if bool(_POINT.match(prediction)) != bool(_POINT.match(gold)):
+        prediction, gold = _POINT.sub("", prediction), _POINT.sub("", gold)  # the point A(1,2) is (1,2)
     if gold == "" or prediction == "" or depth > MAX_DEPTH:
         return None
 
@@ -155,13 +159,26 @@ def _by_assignment(prediction: str, gold: str, decide: Decide) -> bool | None:
     wanted, given = _ASSIGNMENT.match(gold), _ASSIGNMENT.match(prediction)
     if not (wanted or given):
         return None
+    if given and given["name"].startswith("(") and wanted and not wanted["name"].startswith("("):
+        return decide(prediction[given.end() :], gold) if _names(gold) == given["name"][1:-1].split(",") else False
     right_gold = gold[wanted.end() :] if wanted else gold
     right_prediction = prediction[given.end() :] if given else prediction
     if re.search(r"=|\\leq|\\geq|\\ne |[<>]", right_gold + right_prediction):
         return None
-    if wanted and given and wanted["name"] != given["name"]:
+    if wanted and given and wanted["name"] != given["name"] and not _are_one_function(wanted["name"], given["name"]):
         return None
     return decide(right_prediction, right_gold)
+
+
+def _are_one_function(a: str, b: str) -> bool:
+    """Whether y and f(x) name the same."""
+    return "y" in (a, b) and bool(re.fullmatch(r"[fgh]\(x\)", a if b == "y" else b))
+
+
+def _names(text: str) -> list[str]:
+    """Return the names of a list "a = 1, b = 2"."""
+    found = read_items(text)
+    return [match["name"] for item in (found.items if found else ()) if (match := _ASSIGNMENT.match(item))]
 
 
 def read_items(text: str) -> Items | None:
@@ -227,6 +244,8 @@ def _by_items(prediction: str, gold: str, decide: Decide) -> bool | None:
         return None
     if wanted.opening == "" and (given.opening, given.closing) == ("(", ")") and _are_named(wanted.items):
         return len(wanted.items) == len(given.items) and _all(map(decide, given.items, wanted.items))
+    if any(_INEQUALITY.search(item) for item in wanted.items) != any(map(_INEQUALITY.search, given.items)):
+        return None
     in_words = wanted.opening == given.opening == "" and any(map(read_words, wanted.items))
     if not wanted.ordered and not given.ordered and not in_words:
         if wanted.opening == given.opening == r"\{":
@@ -283,6 +302,8 @@ def _same_list(given: tuple[str, ...], wanted: tuple[str, ...], decide: Decide) 
 
 def _by_ratio(prediction: str, gold: str) -> bool | None:
     """Judge 2:4 for 1:2; a time of day, 4:30, is compared figure by figure."""
+    if ":" in gold:
+        prediction = prediction.replace(" to ", ":")
     sides = [text.split(":") for text in (prediction, gold)]
     if len(sides[1]) < 2 or not all(map(_RATIO.fullmatch, (prediction, gold))):
         return None
