@@ -45,11 +45,11 @@ _MATRIX = re.compile(r"\\begin\{(?:[pb]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end
 
 def normalise(answer: str) -> str:
     r"""Write an answer in the published normal form, e.g. `x \in \left(\tfrac12, 3.00\right)` as `(\frac{1}{2},3)`."""
-    text = answer.strip()[:MAX_LENGTH].rstrip(".")
+    text = answer.strip()[:MAX_LENGTH].rstrip(".").replace(" ", "")
     text = _UNIT.sub("", text) if not text.startswith(r"\text") else text
     for piece in _REMOVED:
         text = text.replace(piece, "")
-    text = _BOX.sub("", text).replace(" ", "")
+    text = _BOX.sub("", text)
     text = re.sub(r"\\[tdc]frac", r"\\frac", text)
     text = re.sub(r"(?<!\\)inf(?:inity)?", r"\\infty", text)
     if "j" in text and "i" not in text:

@@ -25,7 +25,8 @@ POLICY = (
     Row(
         "rounding",
         "a decimal stands for what it writes, except: a reference with 4 or more places and digits is met by"
-        " what rounds to it; a prediction with 4 places and 6 digits may be a rounded reference; the last four of 12 or more digits"
+        " what rounds to it; a prediction with 4 places and 6 digits may be a rounded reference; the last four of"
+        " 12 or more digits"
         " may be floating-point noise",
         (("0.33", "1/3", "wrong"), ("0.3333", "1/3", "wrong"), ("0.333333", "1/3", "right"), (r"\pi", "3.1416",
         "right"),

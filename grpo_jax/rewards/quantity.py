@@ -47,9 +47,7 @@ _ABOUT = re.compile(r"^(?:about|approximately|approx\.?|roughly|around|nearly|\\
 _NEGATIVE = re.compile(r"^(?:minus|negative) (?=[0-9a-z])", re.IGNORECASE)
 _CURRENCY = re.compile(r"^(?:[€£¥]|Rs\.?|RMB|USD|EUR)")  # a dollar sign is gone from the normal form
 _PERCENT = re.compile(r" ?(?:%|percent\b|per cent\b|percentage points?\b)")
-_DEGREES = re.compile(
-    r"\^\\circ(?: ?[CF](?![a-zA-Z]))?|(?: ?degrees?\b(?: (?:Celsius|Fahrenheit|[CF])\b)?)", re.IGNORECASE
-)
+_DEGREES = re.compile(r"\^\\circ(?: ?[CF](?![a-zA-Z]))?| ?degrees?\b(?: (?:Celsius|Fahrenheit|[CF])\b)?", re.IGNORECASE)
 _WORDS = re.compile(r" ?[a-zA-Z\u4e00-\u9fff](?:[a-zA-Z\u4e00-\u9fff /'.()-]|\^[23])*")
 
 _REPEATING = re.compile(

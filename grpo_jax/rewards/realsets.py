@@ -50,7 +50,7 @@ _RELATION = re.compile(r"\\leq ?|\\geq ?|\\ne ?|[<>=]")
 _LETTER = r"\\?[a-zA-Z]+(?:_[0-9a-z])?"
 _MEMBER = re.compile(rf"(?P<letter>{_LETTER}) ?\\in ?(?![a-z])")
 _BUILDER = re.compile(
-    rf"\\\{{(?P<letter>{_LETTER})(?:\\in ?\\mathbb\{{R\}})?(?:\||:|,)(?P<condition>.*)\\\}}", re.DOTALL
+    rf"\\\{{(?P<letter>{_LETTER})(?:\\in ?\\mathbb\{{R\}})?(?:\||:|,)(?P<condition>(?:(?!\\\}}).)*)\\\}}", re.DOTALL
 )
 _FLIP = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq", "=": "=", r"\ne": r"\ne"}
 

@@ -247,6 +247,7 @@ def test_a_pair_is_judged_once(workers, monkeypatch):
 
 def test_grade_by_hand_needs_no_pool():
     assert grade(r"\frac{\sqrt3}{3}", r"\frac{1}{\sqrt3}").grade is RIGHT
+    assert grade(r"\sum_{k=1}^{3} k", r"\sum_{k=1}^{3} k+0").grade is RIGHT  # by math-verify
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 |---|---|---|
 | GSM8K solutions | published solutions of four models with `is_correct` | the same |
 | ToRA outputs | published outputs whose published prediction is the reference's number | all others |
-| references | each reference in the forms that the prompts ask for | each reference against mutations of it |
+| references | each reference in a box, and after "The answer is" | each reference against mutations of it |
 | MMLU-STEM options | an option against itself in another form | two options of one question |
 
 A mutation changes the value and nothing else: off by one, the sign, the bracket, a part less, another letter.
@@ -31,7 +31,7 @@ FILES = {
 }
 SOLUTIONS = "gsm8k/example_model_solutions.jsonl"
 TORA = "tora/outputs_tora-code-34b_gsm8k_test.jsonl"
-FORMS = ("The answer is {}.", r"so $\boxed{{{}}}$", "#### {}", "答案是{}")
+FORMS = (r"so $\boxed{{{}}}$", "The answer is {}.")  # that all three graders know
 NUMBER = re.compile(r"(?<![0-9.])[0-9]+(?![0-9.])")
 
 
@@ -95,9 +95,7 @@ def _options(folder: Path) -> Iterator[Pair]:
     for row in _rows(folder / FILES["MMLU-STEM"][0]):
         options = list(dict.fromkeys(map(str, row["options"])))
         for option, other in pairwise(options):
-            yield Pair(
-                "MMLU-STEM options", f"$\\text{{{option}}}$" if "$" not in option else option, option, True, False
-            )
+            yield Pair("MMLU-STEM options", f" {option}.", option, True, False)
             yield Pair("MMLU-STEM options", option, other, False, False)
 
 

@@ -67,13 +67,13 @@ def read_cases(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _scores(title: str, pairs: Sequence[Pair], verdicts: dict[str, list[bool]], sources: list[str]) -> Iterator[str]:
-    names = "".join(f"{name:>24}" for name in verdicts)
+    names = "".join(f"{name:>27}" for name in verdicts)
     yield f"== {title}: share judged as labelled (all / pairs that are equal / pairs that differ)"
     yield f"{'':28}{'pairs':>7}{names}"
     for source in [*sources, "all"]:
         chosen = [i for i, pair in enumerate(pairs) if source in (pair.source, "all")]
         cells = (_shares([(pairs[i].equal, found[i]) for i in chosen]) for found in verdicts.values())
-        yield f"{source:28}{len(chosen):>7}" + "".join(f"{cell:>24}" for cell in cells)
+        yield f"{source:28}{len(chosen):>7}" + "".join(f"{cell:>27}" for cell in cells)
     yield ""
 
 
