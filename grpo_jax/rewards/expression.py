@@ -58,7 +58,7 @@ class _NoFormulaError(Exception):
     pass
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def read_expression(text: str) -> Tree | None:
     """Read a normalised answer as one formula; None: it is something else, or too large."""
     if not text or len(text) > MAX_LENGTH or not text.isascii():

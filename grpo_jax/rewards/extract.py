@@ -26,7 +26,7 @@ MAX_BOX = 10_000  # characters in a box
 _BRACE = re.compile(r"\\\\|\\[{}]|[{}]")  # also the escaped ones, to pass over them
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s?(?=[{0-9a-zA-Z-])")
 MARKED = re.compile(
-    r"(?:answer\*{0,2}\s?(?:is|are|was|=|:|：)|(?:^|\n)\s?\*{0,2}A:|(?:option|choice)\*{0,2}\s?(?:is|:)|(?:^|\n)\s?答[:：]|答案\s?(?:是|为|應為|应为|：|:))\*{0,2}:?",
+    r"(?:answer\*{0,2}\s?(?:is|are|was|=|:|：)|(?:^|\n)\s?\*{0,2}A:|(?:option|choice)\*{0,2}\s?(?:is|:)|(?:^|\n)\s?答[:：]|故选\s?[:：]?|答案\s?(?:是|为|應為|应为|：|:))\*{0,2}:?",
     re.IGNORECASE,
 )
 _MATH = re.compile(r"\$\$([^$]{1,4000})\$\$|\$([^$\n]{1,4000})\$|\\\(([^\n]{1,4000}?)\\\)|\\\[([^\n]{1,4000}?)\\\]")

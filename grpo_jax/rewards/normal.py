@@ -60,7 +60,7 @@ _REWRITES = [
     (re.compile(r"(?<=[0-9 ])([AaPp])\. ?[Mm]\.?(?![a-zA-Z])"), lambda m: f" {m[1]}m".lower()),
     (re.compile(r"(?<=[0-9]) ?([AaPp])[Mm](?![a-zA-Z])"), lambda m: f" {m[1]}m".lower()),
     (re.compile(r"\\(?:%|percent(?![a-zA-Z]))"), "%"),
-    (re.compile(rf"(?<![a-zA-Z])(?:US|HK)?\\\$ ?({_SUM})(?![0-9a-zA-Z\\^])"), r"\1 dollars "),
+    (re.compile(rf"(?<![a-zA-Z])(?:US|HK)?\\\$ ?({_SUM})(?!\.?[0-9]|[a-zA-Z\\^]| ?[mbt][a-z]+ion| ?thousand)"), r"\1 dollars "),
     (re.compile(r"(?:US|HK)?\\?\$"), " "),
     (re.compile(r"\\(?:degree|degrees)(?![a-zA-Z])|\^\s*\{?\s*\\circ\s*\}?"), r"^\\circ "),
     (re.compile(r"\\le(?![a-zA-Z])|\\leqslant(?![a-zA-Z])|<="), r"\\leq "),

@@ -14,7 +14,7 @@ _SMALL = {word: i for i, word in enumerate(_ONES)} | {word: 10 * i for i, word i
 _LARGE = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {
     "half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
-    "ninth": 9, "tenth": 10, "twelfth": 12, "hundredth": 100,
+    "ninth": 9, "tenth": 10, "twelfth": 12, "hundredth": 100, "thousandth": 1000, "millionth": 10**6,
 }  # fmt: skip
 _WORD = re.compile(r"[ -]?(?:,? ?and )?([a-z]+)(?![a-z])")
 

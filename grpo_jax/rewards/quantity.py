@@ -57,13 +57,16 @@ _COMPOUND = re.compile(
     r"([0-9]+(?:\.[0-9]+)?) ?([a-z]+|[\u4e00-\u9fff]+?),?(?: and)? ?([0-9]+(?:\.[0-9]+)?) ?([a-z\u4e00-\u9fff]+)"
 )
 
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
+_SCALE = re.compile(r" ?(?:(ten(?=th)|hundred|thousand|million|billion|trillion)(ths?)?\b|(万|亿))")
+_BRACKETED = re.compile(r" ?\(((?:[a-z]{2,12}|[\u4e00-\u9fff]{1,6})(?:\^[23])?)\)")
+_SCALES = {"ten": 1, "hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 
 # Words after a number that make it something else than so many of a thing.
 _NOT_UNITS = frozenset(
     """pi sqrt sin cos tan log ln exp theta alpha beta or and plus minus times over mod half third quarter dozen
     factorial squared cubed choose to than between if not is are was i e x y z n k a b c d hundred thousand million
-    billion trillion but either both infinity root out remainder rest residue mod pm am half halves thirds quarters
+    billion trillion but either both infinity root out remainder rest residue tenth tenths hundredth hundredths thousandth
+    thousandths millionth millionths mod pm am half halves thirds quarters
     one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty
     ninety zero""".split()  # noqa: SIM905
 )
@@ -134,9 +137,12 @@ def _decimal(text: str) -> Fraction:
 
 
 def _with_unit(value: Fraction, places: int | None, rest: str) -> Quantity | None:
-    scale = re.match(r" ?(?:(hundred|thousand|million|billion|trillion)\b|(万|亿))", rest.lower())
-    if scale:
-        value, places, rest = value * 10 ** _SCALES[scale[1] or scale[2]], None, rest[scale.end() :]
+    if scale := _SCALE.match(rest.lower()):
+        power = _SCALES[scale[1] or scale[3]]
+        value, places, rest = value * Fraction(10) ** (-power if scale[2] else power), None, rest[scale.end() :]
+    rest = re.sub(r"^(?:st|nd|rd|th)\b", "", rest) if places is None else rest
+    if bracketed := _BRACKETED.fullmatch(rest):
+        rest = " " + bracketed[1]
     percent, unit = False, ""
     if match := _PERCENT.match(rest):
         percent, rest = True, rest[match.end() :]

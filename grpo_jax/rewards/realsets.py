@@ -57,10 +57,10 @@ _FLIP = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq", "=": "=", r"\ne
 
 def is_real_set(text: str) -> bool:
     """Whether a normalised answer has a sign that only sets of numbers have."""
-    return bool(_MARK.search(text) or _EMPTY.fullmatch(text) or _LINE.fullmatch(text))
+    return bool(_MARK.search(text) or _BUILDER.fullmatch(text) or _EMPTY.fullmatch(text) or _LINE.fullmatch(text))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def read_real_set(text: str) -> RealSet | None:
     """Read a normalised answer as a set of real numbers with known ends; None: it is something else."""
     if len(text) > 400:

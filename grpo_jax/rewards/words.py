@@ -30,7 +30,7 @@ _FUNCTIONS = frozenset(
 )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def read_words(text: str) -> tuple[str, ...] | None:
     """Split a normalised answer into words, figures and signs, if it has words in it; None: it is a formula."""
     if r"\begin" in text or not _has_words(_TRAILING_UNITS.sub("", text)):
