@@ -167,7 +167,8 @@ _ATOM = r"\\?[a-zA-Z]+(?:_(?:[0-9a-zA-Z]|\{[0-9a-zA-Z,]{1,12}\}))?'{0,3}"
 _DERIVATIVE = rf"\\frac\{{d{_ATOM}?\}}\{{d{_ATOM}\}}"
 _NAME = re.compile(
     rf"(?:\\(?:angle|triangle|overline|vec|bar|hat|mathbf|measuredangle) ?)?\{{?(?:{_ATOM}|{_DERIVATIVE}"
-    r"|(?:the )?(?!not |no )[a-z]+(?: (?!not )[a-z]+){1,3}|\|[a-zA-Z ]{1,6}\|)\}?(?:\((?:[a-zA-Z0-9,]{1,12}|\\?[a-zA-Z]+)\))?"
+    r"|(?:the )?(?!not |no )[a-z]+(?: (?!not )[a-z]+){1,3}|\|[a-zA-Z ]{1,6}\|)\}?"
+    r"(?:\((?:[a-zA-Z0-9,]{1,12}|\\?[a-zA-Z]+)\))?"
 )
 
 

@@ -42,6 +42,7 @@ _BOXES = (
 )
 
 _SUM = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"  # of money
+_AFTER_SUM = r"\.?[0-9]|[a-zA-Z\\^]| ?[mbt][a-z]+ion| ?thousand"  # which would not be the whole sum
 _REWRITES = [
     (re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+"), lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}"),
     (re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+"), lambda m: "_{" + m[0].translate(_SUBSCRIPTS) + "}"),
@@ -60,7 +61,7 @@ _REWRITES = [
     (re.compile(r"(?<=[0-9 ])([AaPp])\. ?[Mm]\.?(?![a-zA-Z])"), lambda m: f" {m[1]}m".lower()),
     (re.compile(r"(?<=[0-9]) ?([AaPp])[Mm](?![a-zA-Z])"), lambda m: f" {m[1]}m".lower()),
     (re.compile(r"\\(?:%|percent(?![a-zA-Z]))"), "%"),
-    (re.compile(rf"(?<![a-zA-Z])(?:US|HK)?\\\$ ?({_SUM})(?!\.?[0-9]|[a-zA-Z\\^]| ?[mbt][a-z]+ion| ?thousand)"), r"\1 dollars "),
+    (re.compile(rf"(?<![a-zA-Z])(?:US|HK)?\\\$ ?({_SUM})(?!{_AFTER_SUM})"), r"\1 dollars "),
     (re.compile(r"(?:US|HK)?\\?\$"), " "),
     (re.compile(r"\\(?:degree|degrees)(?![a-zA-Z])|\^\s*\{?\s*\\circ\s*\}?"), r"^\\circ "),
     (re.compile(r"\\le(?![a-zA-Z])|\\leqslant(?![a-zA-Z])|<="), r"\\leq "),

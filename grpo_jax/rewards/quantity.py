@@ -65,7 +65,8 @@ _SCALES = {"ten": 1, "hundred": 2, "thousand": 3, "million": 6, "billion": 9, "t
 _NOT_UNITS = frozenset(
     """pi sqrt sin cos tan log ln exp theta alpha beta or and plus minus times over mod half third quarter dozen
     factorial squared cubed choose to than between if not is are was i e x y z n k a b c d hundred thousand million
-    billion trillion but either both infinity root out remainder rest residue tenth tenths hundredth hundredths thousandth
+    billion trillion but either both infinity root out remainder rest residue tenth tenths hundredth hundredths
+    thousandth
     thousandths millionth millionths mod pm am half halves thirds quarters
     one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty
     ninety zero""".split()  # noqa: SIM905

@@ -193,10 +193,10 @@ def test_exact_rules_take_linear_time(piece):
         taken = []
         for attempt in range(5):
             text = (piece * length)[:length] + str(attempt)
-            start = time.perf_counter()
+            start = time.thread_time()
             normalise.__wrapped__(text)
             exact_verdict(text, "x+1")
-            taken.append(time.perf_counter() - start)
+            taken.append(time.thread_time() - start)
         return min(taken)
 
     assert seconds(3600) < 10 * seconds(900) + 0.002
