@@ -27,6 +27,7 @@ MEMORY = 512 << 20  # bytes of address space for one comparison; about 70 MiB of
 TIME_LIMIT = 2.0  # seconds for one comparison; with the start of a worker below 5 s
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNFINISHED = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf)(?![a-z])")
+TOTAL_LIMIT = 4.5  # seconds for one pair in `grade`, the start of a worker included
 
 
 class Grade(Enum):
@@ -51,10 +52,10 @@ class Verdict(NamedTuple):
 def grade(prediction: str | None, gold: str, workers: Workers | None = None) -> Verdict:
     """Judge one answer against the reference; without `workers` a worker of this process is used, made at need.
 
-    An empty or missing prediction is wrong, an empty reference makes everything ungradable.
+    An empty or missing prediction is wrong, an empty reference makes everything ungradable. Takes at most TOTAL_LIMIT.
     """
     verdict = local_verdict(prediction, gold)
-    return verdict or grade_all([(prediction, gold)], workers or _own_workers())[0]
+    return verdict or grade_all([(prediction, gold)], workers or _own_workers(), total=TOTAL_LIMIT)[0]
 
 
 def grade_all(
