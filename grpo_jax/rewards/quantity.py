@@ -172,6 +172,8 @@ def _read_unit(rest: str) -> str | None:
 
 def equal(a: Quantity, b: Quantity) -> bool:
     """Whether two quantities are one, by the policy of this module."""
+    if (a.percent and b.unit) or (b.percent and a.unit):
+        return False
     size_a = size_b = Fraction(1)
     if a.unit in UNITS and b.unit in UNITS:
         (dimension_a, size_a), (dimension_b, size_b) = UNITS[a.unit], UNITS[b.unit]

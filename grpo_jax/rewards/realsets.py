@@ -123,7 +123,7 @@ def _interval(text: str) -> tuple[Piece, ...] | None:
     if ends is None or len(ends) != 2:
         return None
     low, high = map(_end, ends)
-    if low is None or high is None:
+    if low is None or high is None or low > high:
         return None
     return _union([(Piece(low, text[0] == "[", high, text[-1] == "]"),)])
 

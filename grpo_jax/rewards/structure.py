@@ -244,6 +244,11 @@ def _by_items(prediction: str, gold: str, decide: Decide) -> bool | None:
         return None
     if wanted.opening == "" and (given.opening, given.closing) == ("(", ")") and _are_named(wanted.items):
         return len(wanted.items) == len(given.items) and _all(map(decide, given.items, wanted.items))
+    if wanted.opening in ("", r"\{") and _are_named(wanted.items) and len({*_names(gold)}) > 1:
+        named = [bool(_ASSIGNMENT.match(item)) for item in given.items]
+        if not any(named):  # 1, 2 for a = 1, b = 2
+            ordered = given.opening != r"\{" and len(wanted.items) == len(given.items)
+            return ordered and _all(map(decide, given.items, wanted.items))
     if any(_INEQUALITY.search(item) for item in wanted.items) != any(map(_INEQUALITY.search, given.items)):
         return None
     in_words = wanted.opening == given.opening == "" and any(map(read_words, wanted.items))
