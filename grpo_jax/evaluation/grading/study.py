@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from grpo_jax.evaluation.grading.contenders import CONTENDERS
+from grpo_jax.evaluation.grading.contenders import CONTENDERS, MOST
 from grpo_jax.evaluation.grading.explanations import explain
 from grpo_jax.evaluation.grading.hostile import ATTACKS, REFERENCES
 from grpo_jax.evaluation.grading.labelled import Pair, read_pairs
@@ -74,10 +74,11 @@ def _scores(title: str, pairs: Sequence[Pair], verdicts: dict[str, list[bool]], 
         chosen = [i for i, pair in enumerate(pairs) if source in (pair.source, "all")]
         cells = (_shares([(pairs[i].equal, found[i]) for i in chosen]) for found in verdicts.values())
         yield f"{source:28}{len(chosen):>7}" + "".join(f"{cell:>27}" for cell in cells)
-    yield ""
+    yield f"(math-verify: of a source at most {MOST} pairs, every k-th)\n"
 
 
-def _shares(judged: list[tuple[bool, bool]]) -> str:
+def _shares(judged: list[tuple[bool, bool | None]]) -> str:
+    judged = [j for j in judged if j[1] is not None]
     groups = [judged, [j for j in judged if j[0]], [j for j in judged if not j[0]]]
     return " / ".join(f"{sum(a == b for a, b in g) / len(g):.4f}" if g else "-" for g in groups)
 
