@@ -51,6 +51,7 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _FENCES = {r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil"), r"\lvert": (r"\rvert", "abs")}
 _WORDS = re.compile("|".join(sorted([*_PLAIN, "pi", "infty", "infinity"], key=len, reverse=True)))
 _WORD = re.compile(r"[a-zA-Z]*[ijloIJLO][a-zA-Z]*(?<=...)")
+_DERIVATIVE = re.compile(r"\\frac\{d(?:\^[0-9])?\}\{d")  # d/dx is no quotient
 _OPAQUE = frozenset("fgh")  # letters that take arguments: f(x+1) is no product
 
 
@@ -61,7 +62,7 @@ class _NoFormulaError(Exception):
 @lru_cache(maxsize=512)
 def read_expression(text: str) -> Tree | None:
     """Read a normalised answer as one formula; None: it is something else, or too large."""
-    if not text or len(text) > MAX_LENGTH or not text.isascii():
+    if not text or len(text) > MAX_LENGTH or not text.isascii() or _DERIVATIVE.search(text):
         return None
     try:
         reader = _Reader(_tokens(text))

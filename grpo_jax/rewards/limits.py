@@ -20,6 +20,7 @@ MAX_FACTORIAL = 200
 _SIDE_BY_SIDE = re.compile(r"(?<![_^0-9.])[0-9.]+ [0-9]+(?![0-9/])|(?<![\\a-zA-Z])[a-zA-Z]{1,2}[0-9]")
 _FUNCTIONS = "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|arcsin|arccos|arctan|log|exp|max|min|gcd|lcm|mod|sqrt|array|cases"
 _WORD = re.compile(rf"(?<![\\a-zA-Z])(?!(?:{_FUNCTIONS})(?![a-zA-Z]))[a-zA-Z]{{3,}}")
+_STRAY_PRIME = re.compile(r"(?<![a-zA-Z})\]'])'")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _DIGITS = re.compile(rf"[0-9]{{{MAX_DIGIT_RUN + 1},}}")
 _EXPONENT = re.compile(r"(?:\^|\*\*)\s*\{?\s*[+-]?\s*([0-9]+)")
@@ -45,6 +46,8 @@ def misreading(text: str) -> str | None:
         return "characters that are no LaTeX"
     if _SIDE_BY_SIDE.search(text):
         return "figures side by side, which a parser multiplies"
+    if _STRAY_PRIME.search(text):
+        return "a prime after no letter"
     if _WORD.search(text) and not text.startswith(r"\begin"):
         return "a word, whose letters a parser multiplies"
     return None

@@ -34,6 +34,10 @@ def _too_strict(given: str, wanted: str, published: str, pair: Pair) -> str:
         if abs(a.value - b.value) < 0.2:
             return "official takes numbers within 0.001, and percent within 0.1 points, for one"
         return "official reads another number out of the text than ours"
+    if given.casefold().replace(" ", "") == wanted.casefold().replace(" ", ""):
+        return "official ignores case, as of genotypes"
+    if published.replace(",", "").lstrip("0") == wanted.replace(",", "").lstrip("0"):
+        return "official deletes commas: 0,1 is 1"
     if re.sub(r"[\[\]()]", "", given) == re.sub(r"[\[\]()]", "", wanted):
         return "official ignores the kind of bracket"
     if re.search(r"[^\x20-\x7e]", given + wanted) or "{" in given + wanted:
