@@ -28,7 +28,7 @@ _GREEK = """α alpha β beta γ gamma δ delta ε epsilon θ theta λ lambda μ 
 _CHARACTERS |= {letter: rf"\{name} " for letter, name in zip(_GREEK[::2], _GREEK[1::2], strict=True)}
 _TABLE = str.maketrans(_CHARACTERS)
 
-_WRAPPERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`")]
+_WRAPPERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'), ("'", "'")]
 _BOXES = (
     r"\boxed{",
     r"\fbox{",
