@@ -8,21 +8,26 @@ model wrote is evaluated at any stage.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import cache
 from typing import Literal, NamedTuple
 
-from grpo_jax.rewards import limits, symbolic
-from grpo_jax.rewards.extract import extract_answer
+from grpo_jax.rewards import algebra, limits, symbolic
+from grpo_jax.rewards.extract import MARKED, extract_answer, only_formula
 from grpo_jax.rewards.normal import MAX_LENGTH, latex, normalise
+from grpo_jax.rewards.probing import TooLargeError
 from grpo_jax.rewards.quantity import read_quantity
-from grpo_jax.rewards.structure import decide
+from grpo_jax.rewards.structure import Leaf, decide
 from grpo_jax.rewards.words import read_words
 from grpo_jax.rewards.workers import Outcome, Workers
 
 MEMORY = 512 << 20  # bytes of address space for one comparison; about 70 MiB of it are Python and sympy
-TIME_LIMIT = 3.0  # seconds for one comparison
+TIME_LIMIT = 2.0  # seconds for one comparison; with the start of a worker below 5 s
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNFINISHED = re.compile(r"\\(?:sum|prod|int|iint|oint|lim|limsup|liminf)(?![a-z])")
+TOTAL_LIMIT = 4.5  # seconds for one pair in `grade`, the start of a worker included
 
 
 class Grade(Enum):
@@ -47,10 +52,10 @@ class Verdict(NamedTuple):
 def grade(prediction: str | None, gold: str, workers: Workers | None = None) -> Verdict:
     """Judge one answer against the reference; without `workers` a worker of this process is used, made at need.
 
-    An empty or missing prediction is wrong, an empty reference makes everything ungradable.
+    An empty or missing prediction is wrong, an empty reference makes everything ungradable. Takes at most TOTAL_LIMIT.
     """
-    verdict = exact_verdict(prediction, gold)
-    return verdict or grade_all([(prediction, gold)], workers or _own_workers())[0]
+    verdict = local_verdict(prediction, gold)
+    return verdict or grade_all([(prediction, gold)], workers or _own_workers(), total=TOTAL_LIMIT)[0]
 
 
 def grade_all(
@@ -66,7 +71,7 @@ def grade_all(
         time_limit: seconds for one symbolic comparison.
         total: seconds for all of them together; what is not done then is ungradable.
     """
-    verdicts = {pair: exact_verdict(*pair) for pair in dict.fromkeys(pairs)}
+    verdicts = {pair: local_verdict(*pair) for pair in dict.fromkeys(pairs)}
     hard = [pair for pair, verdict in verdicts.items() if verdict is None]
     texts = [(_formula(prediction), _formula(gold)) for prediction, gold in hard]
     outcomes = workers.map(symbolic.compare, texts, time_limit=time_limit, memory=MEMORY, total=total) if hard else []
@@ -74,8 +79,18 @@ def grade_all(
     return [verdicts[pair] for pair in pairs]
 
 
+def local_verdict(prediction: str | None, gold: str) -> Verdict | None:
+    """Judge what needs no worker: by exact rules, by static limits, by value; None: it needs math-verify."""
+    try:
+        return exact_verdict(prediction, gold) or probed_verdict(prediction, gold)
+    except TooLargeError:
+        return Verdict(UNGRADABLE, "a value is too large to be compared")
+    except Exception as error:  # a fault of the grader must not stop a run; it is counted
+        return Verdict(UNGRADABLE, f"the grader raised {type(error).__name__}: {str(error)[:200]}", "error")
+
+
 def exact_verdict(prediction: str | None, gold: str) -> Verdict | None:
-    """Judge what exact rules can judge, in microseconds and without a worker; None: it needs algebra."""
+    """Judge what exact rules can judge, in microseconds; what exceeds the static limits is refused here; else None."""
     if not gold or not gold.strip():
         return Verdict(UNGRADABLE, "the reference is empty")
     if prediction is None or not prediction.strip():
@@ -89,18 +104,38 @@ def exact_verdict(prediction: str | None, gold: str) -> Verdict | None:
         return Verdict(RIGHT, "the same text")
     if len(prediction) > MAX_LENGTH:
         return Verdict(UNGRADABLE, f"the prediction has {len(prediction)} characters, more than {MAX_LENGTH}")
-    normal_prediction, normal_gold = normalise(prediction), normalise(gold)
-    if not normal_prediction:
+    if _CONTROL.search(prediction):
+        return Verdict(UNGRADABLE, "the prediction has control characters")
+    prediction, gold = normalise(prediction), normalise(gold)
+    if not prediction:
         return Verdict(WRONG, "no answer")
-    same = decide(normal_prediction, normal_gold)
-    if same is not None:
-        values = f"{normal_prediction[:80]} and {normal_gold[:80]}"
-        return Verdict(RIGHT, f"equal: {values}") if same else Verdict(WRONG, f"different: {values}")
-    if (read_words(normal_prediction) is None) != (read_words(normal_gold) is None):
+    verdict = _decided("equal", "different", prediction, gold)
+    return verdict or _refused(prediction, gold, limits.refusal)
+
+
+def probed_verdict(prediction: str, gold: str) -> Verdict | None:
+    """Judge what our own grammar reads, by value, in milliseconds; None: it needs math-verify in a worker."""
+    prediction, gold = normalise(_answer(prediction) or ""), normalise(_answer(gold) or "")
+    verdict = _decided("equal in value", "different in value", prediction, gold, algebra.same)
+    if verdict is None and (read_words(prediction) is None) != (read_words(gold) is None):
         return Verdict(UNGRADABLE, "one answer is in words, the other a formula")
-    for name, text in (("reference", normal_gold), ("prediction", normal_prediction)):
-        if refusal := limits.refusal(text):
-            return Verdict(UNGRADABLE, f"the {name} has {refusal}")
+    if verdict is None and _UNFINISHED.search(prediction) and not _UNFINISHED.search(gold):
+        return Verdict(UNGRADABLE, "the prediction leaves a sum, product, limit or integral to be done")
+    return verdict or _refused(prediction, gold, limits.misreading)
+
+
+def _decided(equal: str, different: str, prediction: str, gold: str, leaf: Leaf | None = None) -> Verdict | None:
+    same = decide(prediction, gold, leaf=leaf)
+    if same is None:
+        return None
+    values = f"{prediction[:80]} and {gold[:80]}"
+    return Verdict(RIGHT, f"{equal}: {values}") if same else Verdict(WRONG, f"{different}: {values}")
+
+
+def _refused(prediction: str, gold: str, refusal: Callable[[str], str | None]) -> Verdict | None:
+    for name, text in (("reference", gold), ("prediction", prediction)):
+        if reason := refusal(text):
+            return Verdict(UNGRADABLE, f"the {name} has {reason}")
     return None
 
 
@@ -108,14 +143,16 @@ def answer_key(answer: str) -> str:
     """Name the class of equal answers that an answer belongs to, as far as exact rules see it; for majority votes."""
     text = normalise(answer)
     quantity = read_quantity(text)
-    if quantity is None or quantity.percent or quantity.unit:
+    if quantity is None or quantity.percent or quantity.unit not in ("", "dollar"):
         return text.casefold()
     return str(quantity.value)
 
 
 def _answer(text: str) -> str | None:
     """Take an answer that is marked as such out of the text around it."""
-    return extract_answer(text) if "\\boxed" in text or "####" in text else text
+    if "\\boxed" in text or "####" in text or MARKED.search(text):
+        return extract_answer(text)
+    return only_formula(text) or text
 
 
 def _formula(text: str) -> str:

@@ -25,8 +25,8 @@ MAX_BOX = 10_000  # characters in a box
 
 _BRACE = re.compile(r"\\\\|\\[{}]|[{}]")  # also the escaped ones, to pass over them
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s?(?=[{0-9a-zA-Z-])")
-_ANSWER = re.compile(
-    r"(?:answer\*{0,2}\s?(?:is|are|was|=|:|：)|(?:^|\n)\s?\*{0,2}A:|答案\s?(?:是|为|應為|应为|：|:))\*{0,2}:?",
+MARKED = re.compile(
+    r"(?:answer\*{0,2}\s?(?:is|are|was|=|:|：)|(?:^|\n)\s?\*{0,2}A:|(?:option|choice)\*{0,2}\s?(?:is|:)|(?:^|\n)\s?答[:：]|故选\s?[:：]?|答案\s?(?:是|为|應為|应为|：|:))\*{0,2}:?",
     re.IGNORECASE,
 )
 _MATH = re.compile(r"\$\$([^$]{1,4000})\$\$|\$([^$\n]{1,4000})\$|\\\(([^\n]{1,4000}?)\\\)|\\\[([^\n]{1,4000}?)\\\]")
@@ -36,6 +36,7 @@ _FIGURE += r"(?:\s?/\s?[0-9]+(?![0-9.]))?(?:\s?\\?%)?"
 # A minus belongs to the number unless it stands between two things: 5, -3 but 8-3.
 _NUMBER = re.compile(rf"(?<![0-9a-zA-Z)\]}}])-?(?:US|HK)?\\?\$?-?{_FIGURE}|{_FIGURE}")
 _FORMULA = re.compile(r"[\\^_=()\[\]{}]|[0-9][a-zA-Z]|[a-zA-Z][0-9]")  # without delimiters: 2\sqrt{3}
+_NEGATED = re.compile(r"\bnot\b|n't\b|不是|并非", re.IGNORECASE)
 _FOLLOWED = re.compile(
     r"\s+(?!(?:sqrt|sin|cos|tan|log|ln|exp|pi|times|over|plus|minus|mod|hundred|thousand|million|billion)\b)[a-zA-Z]{2}"
 )
@@ -106,7 +107,7 @@ def _after_hashes(text: str) -> Extraction | None:
 
 
 def _after_phrase(text: str) -> Extraction | None:
-    last = _last(_ANSWER, text)
+    last = _last(MARKED, text)
     if last is None:
         return None
     clause = text[last.end() :].strip()[:4000]
@@ -126,7 +127,7 @@ def _from_clause(clause: str) -> str | None:
         in_list = re.search(r"[;,、]\s*$", clause[: first.start()]) or _JOINED.match(clause, first.end())
         alone = len(formulas) == 1 or first.start() == 0
         return next(filter(None, first.groups())) if alone and not in_list else clause
-    if read_quantity(normalise(clause)) is not None:
+    if read_quantity(normalise(clause)) is not None or _NEGATED.search(clause):
         return clause
     numbers = list(_NUMBER.finditer(clause))
     end = numbers[0].end() if numbers else 0
@@ -134,6 +135,17 @@ def _from_clause(clause: str) -> str | None:
     if leads or (len(numbers) == 1 and not _FORMULA.search(clause)):
         return numbers[0][0].strip()
     return clause or None
+
+
+def only_formula(text: str) -> str | None:
+    """Take the only formula out of a sentence, "Therefore, $x=83$ is the answer."; None: it is no such sentence."""
+    if text.count("$") != 2 or len(text) > 1000:
+        return None
+    match = _MATH.search(text)
+    around = text[: match.start()] + text[match.end() :] if match else ""
+    return (
+        match[2] if match and len(re.findall(r"[a-zA-Z]{2,}", around)) >= 2 and not re.search("[0-9]", around) else None
+    )
 
 
 def _from_last_line(text: str) -> Extraction | None:

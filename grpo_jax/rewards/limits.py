@@ -18,6 +18,9 @@ MAX_FACTORIAL = 200
 
 # "2 3" and "3 2", H2O: taken for products.
 _SIDE_BY_SIDE = re.compile(r"(?<![_^0-9.])[0-9.]+ [0-9]+(?![0-9/])|(?<![\\a-zA-Z])[a-zA-Z]{1,2}[0-9]")
+_FUNCTIONS = "sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|arcsin|arccos|arctan|log|exp|max|min|gcd|lcm|mod|sqrt|array|cases"
+_WORD = re.compile(rf"(?<![\\a-zA-Z])(?!(?:{_FUNCTIONS})(?![a-zA-Z]))[a-zA-Z]{{3,}}")
+_STRAY_PRIME = re.compile(r"(?<![a-zA-Z})\]'])'")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _DIGITS = re.compile(rf"[0-9]{{{MAX_DIGIT_RUN + 1},}}")
 _EXPONENT = re.compile(r"(?:\^|\*\*)\s*\{?\s*[+-]?\s*([0-9]+)")
@@ -34,13 +37,20 @@ def refusal(text: str) -> str | None:
         return f"more than {MAX_DIGIT_RUN} digits in a row"
     if len(_COMMAND.findall(text)) > MAX_COMMANDS:
         return f"more than {MAX_COMMANDS} commands"
-    if any(ord(character) < 32 and character not in "\t\n" for character in text):
-        return "control characters"
+    return _brackets(text) or _powers(text)
+
+
+def misreading(text: str) -> str | None:
+    """Why math-verify would read `text` as something else than it says, in words; None: it would not."""
     if not text.isascii():
         return "characters that are no LaTeX"
     if _SIDE_BY_SIDE.search(text):
         return "figures side by side, which a parser multiplies"
-    return _brackets(text) or _powers(text)
+    if _STRAY_PRIME.search(text):
+        return "a prime after no letter"
+    if _WORD.search(text) and not text.startswith(r"\begin"):
+        return "a word, whose letters a parser multiplies"
+    return None
 
 
 def _brackets(text: str) -> str | None:

@@ -46,14 +46,14 @@ def compare(pair: tuple[str, str]) -> tuple[Literal["right", "wrong", "ungradabl
 
 def warm(_: object = None) -> None:
     """Load the parser and fill its tables, which the first comparison of a worker otherwise pays for."""
-    compare((r"\\frac{\\sqrt{3}}{3}+x^2", r"\\frac{1}{\\sqrt{3}}+x^{2}"))
+    compare((r"\frac{\sqrt{3}}{3}+x^2", r"\frac{1}{\sqrt{3}}+x^{2}"))
 
 
 def _parse(text: str) -> list:
     from math_verify import LatexExtractionConfig, parse
 
     return parse(
-        rf"\\boxed{{{text}}}",
+        rf"\boxed{{{text}}}",
         [LatexExtractionConfig(boxed_match_priority=0)],
         fallback_mode="no_fallback",
         parsing_timeout=None,

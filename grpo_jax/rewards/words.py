@@ -11,6 +11,7 @@ from functools import lru_cache
 from grpo_jax.rewards.units import UNITS
 
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
+_JOINTS = re.compile(r"或者?|和|且")
 _RUN = re.compile(r"[a-zA-Z]+|[\u4e00-\u9fff]+")
 _TOKEN = re.compile(r"\\?[a-zA-Z]+|[\u4e00-\u9fff]+|[0-9]+(?:\.[0-9]+)?|\S")
 _LETTERS_ONLY = re.compile(r"[a-zA-Z]+(?:[ '-][a-zA-Z]+)*")
@@ -29,7 +30,7 @@ _FUNCTIONS = frozenset(
 )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def read_words(text: str) -> tuple[str, ...] | None:
     """Split a normalised answer into words, figures and signs, if it has words in it; None: it is a formula."""
     if r"\begin" in text or not _has_words(_TRAILING_UNITS.sub("", text)):
@@ -37,8 +38,13 @@ def read_words(text: str) -> tuple[str, ...] | None:
     return tuple(word for word in map(_folded, _TOKEN.findall(text)) if word not in _ARTICLES)
 
 
+def without_units(text: str) -> str:
+    """Take away units of measurement at the end of a normalised answer."""
+    return _TRAILING_UNITS.sub("", text)
+
+
 def _has_words(text: str) -> bool:
-    runs = _RUN.findall(_COMMAND.sub(" ", text))
+    runs = _RUN.findall(_JOINTS.sub(" ", _COMMAND.sub(" ", text)))
     if any(_is_word(run) for run in runs):
         return True
     # Names and codes: CBF, Bb BB; a product of small letters, xyz, is none.

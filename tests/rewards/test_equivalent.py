@@ -2,11 +2,25 @@ r"""The grader's table, and what it does with hostile text."""
 
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
-from grpo_jax.rewards.equivalent import RIGHT, UNGRADABLE, WRONG, answer_key, exact_verdict, grade, grade_all
+from grpo_jax.evaluation.grading.hostile import ATTACKS, REFERENCES
+from grpo_jax.evaluation.grading.study import read_cases
+from grpo_jax.rewards.equivalent import (
+    RIGHT,
+    UNGRADABLE,
+    WRONG,
+    Grade,
+    answer_key,
+    exact_verdict,
+    grade,
+    grade_all,
+    local_verdict,
+)
 from grpo_jax.rewards.normal import normalise
+from grpo_jax.rewards.policy import POLICY
 
 EXACT = [  # decided without a worker
     # Numbers.
@@ -17,7 +31,7 @@ EXACT = [  # decided without a worker
     ("1 1/2", "1.5", RIGHT), ("0.1", "1/10", RIGHT), (r"6.02\times10^{23}", "6.02e23", RIGHT),
     ("twelve", "12", RIGHT),
     ("5 million", "5,000,000", RIGHT), ("½", "0.5", RIGHT), ("１２", "12", RIGHT), ("−3", "-3", RIGHT),
-    ("18.00", "18", RIGHT), ("0.3333", "1/3", RIGHT), ("3.14159", "3.1416", RIGHT),
+    ("18.00", "18", RIGHT), ("0.333333", "1/3", RIGHT), ("0.3333", "1/3", WRONG), ("3.14159", "3.1416", RIGHT),
     ("5", "6", WRONG), ("7", "700", WRONG), ("0.5", "50", WRONG), ("10.0005", "10", WRONG), ("0.0004", "0", WRONG),
     ("1000.0009", "1000", WRONG), ("1.6001", "1.6", WRONG), ("0.33", "1/3", WRONG), ("3/4", "4", WRONG),
     ("1,2", "12", WRONG), ("-5", "5", WRONG), ("(1, 200)", "1200", WRONG),
@@ -56,25 +70,33 @@ EXACT = [  # decided without a worker
     # Refused before any parser.
     ("9^{9^{9^{9}}}", "5", UNGRADABLE), ("9^9^9^9", "5", UNGRADABLE), ("9**9**9**9", "5", UNGRADABLE),
     ("10000000!", "5", UNGRADABLE), ("((9!)!)!", "5", UNGRADABLE), ("2^{99999999}", "5", UNGRADABLE),
-    ("(" * 100 + "1" + ")" * 100, "1", UNGRADABLE), ("1" * 500, "5", UNGRADABLE), ("٣", "3", UNGRADABLE),
+    ("(" * 100 + "1" + ")" * 100, "1", UNGRADABLE), ("1" * 500, "5", UNGRADABLE),
     (r"\sqrt{" * 60 + "2" + "}" * 60, "5", UNGRADABLE), ("1+" * 2000 + "1", "2001", UNGRADABLE),
-    ("2 3", "6", UNGRADABLE),
-    (r"\frac{1}{2", "5", UNGRADABLE), ("H2O", "OH2", UNGRADABLE), ("x\x07", "5", UNGRADABLE),
+    (r"\frac{1}{2", "5", UNGRADABLE), ("x\x07", "5", UNGRADABLE), ("5\x00", "5", UNGRADABLE),
 ]  # fmt: skip
 
-SYMBOLIC = [
+BY_VALUE = [
+    ("٣", "3", UNGRADABLE), ("2 3", "6", UNGRADABLE), ("H2O", "OH2", UNGRADABLE), ("(100!)^{100}", "5", UNGRADABLE),
     ("x^2+1", "1+x^2", RIGHT), ("2x=y", "y=2x", RIGHT), (r"\sqrt{18}", r"3\sqrt{2}", RIGHT),
     (r"\sqrt{16}", "4", RIGHT),
     (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}", RIGHT), (r"2\sqrt{3}+1", r"1+\sqrt{12}", RIGHT),
     (r"2^{10}", "1024", RIGHT),
-    (r"(-\infty,3)", "x<3", RIGHT), ("x<3", r"(-\infty,3)", RIGHT), (r"2,-2", r"\pm 2", RIGHT),
+    (r"(-\infty,3)", "x<3", RIGHT), ("x<3", r"(-\infty,3)", RIGHT), 
     (r"\log_2 8", "3", RIGHT),
     (r"\begin{bmatrix}1\\2\end{bmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", RIGHT), (r"\binom{5}{2}", "10", RIGHT),
     ("y=5", "x=5", WRONG), ("5x", "5", WRONG), (r"3\pi", "3", WRONG), (r"\frac{1}{0}", "5", WRONG),
     ("3", "1,2,3", WRONG),
     ("x+1", "x+2", WRONG), (r"\begin{pmatrix}1\\3\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", WRONG),
-    (r"9+72=81", "72-9=63", UNGRADABLE),
+    ("mol L-1 s-1", "L mol-1 s-1", UNGRADABLE), (r"\int_0^1 x dx", r"\frac{1}{2}", UNGRADABLE),
 ]  # fmt: skip
+
+SYMBOLIC = [  # left to math-verify
+    (r"9+72=81", "72-9=63", UNGRADABLE),
+    (r"\sum_{k=1}^{3} k", r"\sum_{k=1}^{3} k+0", RIGHT),
+    (r"\int x\,dx", r"\int y\,dy", WRONG),
+]  # fmt: skip
+
+CASES = Path(__file__).parent / "cases"
 
 
 @pytest.mark.parametrize(("prediction", "gold", "expected"), EXACT)
@@ -83,9 +105,15 @@ def test_exact_verdicts(prediction, gold, expected):
     assert (verdict and verdict.grade) == expected, verdict
 
 
+@pytest.mark.parametrize(("prediction", "gold", "expected"), BY_VALUE)
+def test_verdicts_by_value(prediction, gold, expected):
+    assert exact_verdict(prediction, gold) is None
+    assert local_verdict(prediction, gold).grade == expected, local_verdict(prediction, gold)
+
+
 def test_symbolic_verdicts(workers):
     pairs = [(prediction, gold) for prediction, gold, _ in SYMBOLIC]
-    assert all(exact_verdict(*pair) is None for pair in pairs)
+    assert all(local_verdict(*pair) is None for pair in pairs)
     verdicts = grade_all(pairs, workers, time_limit=10.0)
     wrong = [
         (pair, verdict)
@@ -95,42 +123,91 @@ def test_symbolic_verdicts(workers):
     assert not wrong
 
 
-HOSTILE = [
-    "9^{9^{9}}", "9^{99999}", "(((9^{99})^{99})^{99})^{99}", r"\frac{9^{9999}}{7^{9999}}", "200!", "(100!)^{100}",
-    "(50!)!",
-    r"\sum_{n=1}^{1000000000} \frac{1}{n}", r"\prod_{n=1}^{10000000} n", r"\int_0^1 x^{x^{x}} dx",
-    r"\lim_{x \to 0} \frac{\sin(\sin(\sin(\sin x)))}{x^{9}}", r"\binom{99999999}{49999999}",
-    r"\sqrt[9999]{10^{9999}}",
-    r"(x+1)^{9999}", r"(x+y+z+w)^{999}", r"\sin(\cos(\tan(\sin(\cos(\tan(x^{99}))))))^{99}",
-    r"\begin{pmatrix}" + r"\\".join(["&".join(["x^{9}"] * 9)] * 9) + r"\end{pmatrix}", "+".join(["x^{99}"] * 120),
-    r"\frac{1}{" * 20 + "2" + "}" * 20, r"\sqrt{" * 20 + "2" + "}" * 20, "|" * 20 + "1" + "|" * 20,
-    r"\{" * 20 + "1" + r"\}" * 20,
-    "x" * 900, "x_{1}" * 150, "1," * 400, r"\frac{" * 100, "}" * 500, "$" * 900, "\\" * 900, r"\left(" * 100,
-    "^" * 900, "e" * 900,
-    r"\text{" * 150, "٩" * 300, "₉" * 300, "²" * 300, "９" * 70 + "^" + "９" * 70, "1e999999999", r"10^{10^{10}}",
-    "∞" * 400,
-]  # fmt: skip
+@pytest.mark.parametrize(("file", "equal"), [("equal.txt", True), ("differ.txt", False)])
+def test_table_of_cases(workers, file, equal):
+    """Every pair of the table; what is ungradable is not right, which is enough for pairs that differ."""
+    cases = list(read_cases(CASES / file))
+    verdicts = grade_all([(prediction, gold) for _, prediction, gold in cases], workers, time_limit=10.0)
+    wrong = [
+        (case, verdict.reason)
+        for case, verdict in zip(cases, verdicts, strict=True)
+        if (verdict.grade is RIGHT) != equal
+    ]
+    assert len(cases) > 350
+    assert not wrong
 
 
-def test_hostile_text_is_judged_within_its_limit(workers):
-    start = time.monotonic()
-    verdicts = grade_all([(text, "5") for text in HOSTILE], workers, time_limit=0.3, total=20.0)
-    elapsed = time.monotonic() - start
-    assert not [text for text, verdict in zip(HOSTILE, verdicts, strict=True) if verdict.grade is RIGHT]
-    late = [text[:40] for text, verdict in zip(HOSTILE, verdicts, strict=True) if verdict.fault]
-    print(f"{len(HOSTILE)} hostile answers in {elapsed:.1f} s, killed or failed: {late}")
-    assert elapsed < 20.0
-    assert grade(r"\sqrt{16}", "4", workers).grade is RIGHT
+@pytest.mark.parametrize("row", POLICY, ids=lambda row: row.question)
+def test_policy(row):
+    verdicts = [(prediction, gold, grade(prediction, gold).grade) for prediction, gold, _ in row.pairs]
+    assert verdicts == [(prediction, gold, Grade(name)) for prediction, gold, name in row.pairs]
 
 
-@pytest.mark.parametrize("gold", ["5", "x+1", "(1,2)", r"\{1,2\}", "Thursday", "A", "x=5"])
-def test_exact_rules_never_take_long(gold):
-    for text in HOSTILE:
-        for hostile in (text, text * (3999 // len(text))):
+def test_hostile_answers_are_held(workers):
+    """None is right, and each is judged within 5 s; references take turns here, the study takes all."""
+    pairs = [(attack.text, REFERENCES[i % len(REFERENCES)]) for i, attack in enumerate(ATTACKS)]
+    assert len(ATTACKS) >= 190
+    for text, gold in pairs:
+        start = time.perf_counter()
+        verdict = grade(text, gold, workers)
+        assert time.perf_counter() - start < 5.0, text[:80]
+        assert verdict.grade is not RIGHT, (text[:80], gold, verdict)
+    assert grade(r"\sum_{k=1}^{3} k", r"\sum_{k=1}^{3} k+0", workers).grade is RIGHT
+
+
+@pytest.mark.parametrize("gold", REFERENCES)
+def test_rules_without_a_worker_never_take_long(gold):
+    for _, text in ATTACKS:
+        for hostile in (text[:3999], text * (3999 // len(text))):
             start = time.perf_counter()
-            exact_verdict(hostile, gold)
+            local_verdict(hostile, gold)
             normalise(hostile)
             assert time.perf_counter() - start < 1.0, hostile[:80]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "1",
+        "1,",
+        "(",
+        "{",
+        "\\frac{1}",
+        "x^",
+        "twenty ",
+        "一",
+        "A,",
+        "\\pm 1,",
+        "x<",
+        "\\text{",
+        "1 or ",
+        "\\sqrt[",
+        "1\\overline{",
+        "a b ",
+    ],
+)
+def test_exact_rules_take_linear_time(piece):
+    """Four times the text takes about four times as long, not sixteen times."""
+
+    def seconds(length: int) -> float:
+        taken = []
+        for attempt in range(5):
+            text = (piece * length)[:length] + str(attempt)
+            start = time.thread_time()
+            normalise.__wrapped__(text)
+            exact_verdict(text, "x+1")
+            taken.append(time.thread_time() - start)
+        return min(taken)
+
+    assert seconds(3600) < 10 * seconds(900) + 0.002
+
+
+def test_a_fault_of_the_grader_is_counted_and_stops_nothing(monkeypatch):
+    from grpo_jax.rewards import equivalent
+
+    monkeypatch.setattr(equivalent, "exact_verdict", lambda *_: 1 / 0)
+    verdict = grade("5", "5")
+    assert (verdict.grade, verdict.fault) == (UNGRADABLE, "error")
 
 
 def test_nothing_is_executed(workers, tmp_path):
@@ -163,13 +240,14 @@ def test_a_pair_is_judged_once(workers, monkeypatch):
 
         return [Outcome("value", ("right", "")) for _ in items]
 
-    verdicts = grade_all([(r"\sqrt{16}", "4")] * 8 + [("4", "4")] * 8, workers)
+    verdicts = grade_all([(r"\sum 16", r"\sum 4")] * 8 + [("4", "4")] * 8, workers)
     assert len(asked) == 1
     assert [verdict.grade for verdict in verdicts] == [RIGHT] * 16
 
 
 def test_grade_by_hand_needs_no_pool():
     assert grade(r"\frac{\sqrt3}{3}", r"\frac{1}{\sqrt3}").grade is RIGHT
+    assert grade(r"\sum_{k=1}^{3} k", r"\sum_{k=1}^{3} k+0").grade is RIGHT  # by math-verify
 
 
 @pytest.mark.parametrize(

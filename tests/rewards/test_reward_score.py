@@ -53,7 +53,7 @@ def test_ungradable_answers_are_counted_and_worth_what_the_policy_says(workers):
 
 
 def test_a_slow_comparison_costs_its_item(workers):
-    slow = r"\boxed{\int_0^1 x^{x^{x}} \sin(x^{x}) dx}"
+    slow = r"\boxed{\overline{z}^{9999}(x+y+z+w)^{300}}"
     start = time.monotonic()
     result = scored([reward("accuracy", time_limit=0.5)], workers, [slow] * 4 + [r"\boxed{4}"] * 4)
     assert time.monotonic() - start < 1.5
