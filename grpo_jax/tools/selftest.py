@@ -1,0 +1,2 @@
+CONTAINED="contained"
+def attack(submit): return {}
