@@ -11,11 +11,12 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any
 
 from grpo_jax.tools import syscalls
 from grpo_jax.tools.results import SandboxError
-from grpo_jax.tools.view import DEVICES, SOURCE, View, own_sources
+from grpo_jax.tools.view import DEVICES, PLACE, SOURCE, View, own_sources
 
 WAY_OUT = """install bubblewrap (apt-get install bubblewrap) or let this user make namespaces \
 (sysctl kernel.unprivileged_userns_clone=1; user.max_user_namespaces above 0; in a container seccomp and AppArmor must \
@@ -44,13 +45,19 @@ def bubblewrap(view: View, spec: dict[str, Any]) -> list[str]:
     command += ["--unshare-cgroup-try", "--hostname", "sandbox", "--die-with-parent", "--new-session", "--clearenv"]
     for name, value in ENVIRONMENT.items():
         command += ["--setenv", name, value]
-    for source, target in [*view.binds, *own_sources()]:
+    binds = [*view.binds, *own_sources()]
+    targets = [target for _, target in binds] + list(DEVICES)
+    for folder in sorted({str(parent) for target in targets for parent in PurePosixPath(target).parents} - {"/"}):
+        command += ["--perms", "0755", "--dir", folder]  # else closed to nobody
+    for source, target in binds:
         command += ["--ro-bind", source, target]
     for path in view.empty:
         command += ["--tmpfs", path, "--remount-ro", path]
     for device in DEVICES:
         command += ["--dev-bind", device, device]
-    command += ["--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/dev/shm", "--remount-ro", "/", "--chdir", "/"]
+    for folder in ("/tmp", "/dev/shm"):
+        command += ["--perms", "1777", "--tmpfs", folder]
+    command += ["--proc", "/proc", "--remount-ro", "/", "--chdir", "/"]
     return [*command, "--", *_python(view.python, SOURCE, spec | {"root": None, "namespaces": True})]
 
 
@@ -66,7 +73,9 @@ def namespaces(view: View, spec: dict[str, Any]) -> list[str]:
 
 def unsafe(view: View, spec: dict[str, Any]) -> list[str]:
     """The command without namespaces: rlimits, and what the kernel gives any process (seccomp, Landlock)."""
-    return _python(sys.executable, _package_root(), spec | {"root": None, "namespaces": False})
+    here = [os.path.dirname(source) for source, target in view.binds if target.startswith(PLACE)]
+    places = {"search": [*view.search[:-1], *dict.fromkeys(here)], "readable": [source for source, _ in view.binds]}
+    return _python(sys.executable, _package_root(), spec | places | {"root": None, "namespaces": False})
 
 
 BACKENDS: dict[str, Backend] = {"bubblewrap": bubblewrap, "namespaces": namespaces, "unsafe": unsafe}

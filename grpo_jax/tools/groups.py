@@ -22,28 +22,41 @@ class Group:
     def __init__(self, folders: list[Path]):
         self._folders = folders
         self.descriptors = [os.open(folder / "cgroup.procs", os.O_WRONLY) for folder in folders]
+        self._bounds = (0, 0)
+        self._settled = (0, 0)
 
     @property
     def kinds(self) -> list[str]:
         """What is bounded: memory, pids."""
-        return [kind for kind, name in (("memory", "memory.*max*"), ("pids", "pids.max")) if self._files(name)]
+        known = (("memory", ("memory.max", "memory.limit_in_bytes")), ("pids", ("pids.max",)))
+        return [kind for kind, names in known if self._files(*names)]
+
+    def settle(self) -> None:
+        """Take what is in use now for what the warm process needs; bounds are counted from here."""
+        self._bounds = (0, 0)
+        used = sum(int(file.read_text()) for file in self._files("memory.current", "memory.usage_in_bytes"))
+        tasks = max([int(file.read_text()) for file in self._files("pids.current")], default=0)
+        self._settled = (used, tasks + 1)  # and the supervisor
 
     def bound(self, *, memory: int, tasks: int) -> None:
-        """Set bounds in bytes and in processes and threads."""
-        for name, most in (
-            ("memory.max", memory),
-            ("memory.swap.max", 0),
-            ("memory.limit_in_bytes", memory),
-            ("memory.memsw.limit_in_bytes", memory),
-            ("pids.max", tasks),
+        """Set bounds in bytes and in processes and threads, beyond the warm process."""
+        if self._bounds == (memory, tasks):
+            return
+        self._bounds = (memory, tasks)
+        memory, tasks = memory + self._settled[0], tasks + self._settled[1]
+        for names, most in (
+            (("memory.max", "memory.limit_in_bytes"), memory),
+            (("memory.swap.max",), 0),
+            (("memory.memsw.limit_in_bytes",), memory),
+            (("pids.max",), tasks),
         ):
-            for file in self._files(name):
+            for file in self._files(*names):
                 with contextlib.suppress(OSError):  # a limit cannot sink below what is in use
                     file.write_text(str(most))
 
     def kills(self) -> int:
         """How many processes the kernel killed in it for memory."""
-        files = [*self._files("memory.events"), *self._files("memory.oom_control")]
+        files = self._files("memory.events", "memory.oom_control")
         found = [re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE) for file in files]
         return sum(int(match[1]) for match in found if match)
 
@@ -55,8 +68,8 @@ class Group:
             _remove(folder)
         self.descriptors, self._folders = [], []
 
-    def _files(self, pattern: str) -> list[Path]:
-        return [file for folder in self._folders for file in folder.glob(pattern)]
+    def _files(self, *names: str) -> list[Path]:
+        return [folder / name for folder in self._folders for name in names if (folder / name).exists()]
 
 
 def make_group() -> Group:

@@ -27,6 +27,9 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     layers = {"namespaces": False, "nested": False}
     try:
+        for group in spec["groups"]:
+            os.write(group, b"0")  # this process, and so all that come of it
+            os.close(group)
         if spec["root"] is not None:
             make_system(spec["root"], spec["view"])
         layers["namespaces"] = spec["namespaces"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import math
 import os
 import random
@@ -19,7 +20,7 @@ import traceback
 import types
 from typing import Any
 
-from grpo_jax.tools import filters, kernel, syscalls
+from grpo_jax.tools import kernel
 
 LOCKED, STARTED, VALUE, ERROR, MEMORY = "L", "S", "V", "E", "M"  # in this order; one of the last three
 _SAID, _KEPT = 3, 4  # the descriptors of a program: 0, 1, 2, and these for its runner
@@ -31,13 +32,11 @@ def main(request: dict[str, Any], spec: dict[str, Any], output: int, said: int) 
     """Become the program; never returns."""
     code = 1
     try:
-        for group in spec["groups"]:
-            os.write(group, b"0")
-        _descriptors(output, said)
         try:
+            said = _descriptors(output, said)
             confine(request["limits"], len(request["blocks"]), spec)
         except BaseException as error:
-            say(f"{type(error).__name__}: {error}")
+            say(f"{type(error).__name__}: {error}", said)
             os._exit(1)
         say(LOCKED)
         run(request["blocks"])
@@ -65,9 +64,8 @@ def confine(limits: dict[str, Any], blocks: int, spec: dict[str, Any]) -> None:
         writable = [home, "/dev/null", *([] if spec["scratch"] else ["/dev/shm"])]
         readable = [path for path in spec["readable"] if os.path.exists(path)]
         kernel.landlock(spec["layers"]["landlock"], readable=readable, writable=writable)
-    machine = syscalls.architecture()
-    if machine:
-        kernel.seccomp(filters.program_filter(machine, processes=limits["processes"] > 1))
+    if spec["filters"]:
+        kernel.seccomp(spec["filters"][limits["processes"] > 1])
 
 
 def _private_places(size: int) -> None:
@@ -79,8 +77,8 @@ def _private_places(size: int) -> None:
     kernel.mount("tmpfs", "/proc", "tmpfs", flags | kernel.MS_RDONLY, "size=4k,mode=555")
 
 
-def _descriptors(output: int, said: int) -> None:
-    """Leave open: nothing to read, the output, no place for errors, and the runner's two."""
+def _descriptors(output: int, said: int) -> int:
+    """Leave open: nothing to read, the output, no place for errors, and the runner's two; say where `said` is now."""
     null = os.open(os.devnull, os.O_RDWR)
     wanted = (null, output, null, said, output)
     for number, descriptor in enumerate(wanted):
@@ -88,6 +86,7 @@ def _descriptors(output: int, said: int) -> None:
     for number in range(len(wanted)):
         os.dup2(_FILES + number, number)
     os.closerange(len(wanted), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return _SAID
 
 
 def _bound(limits: dict[str, Any], blocks: int, spec: dict[str, Any]) -> None:
@@ -148,10 +147,9 @@ def _ending(block: str, namespace: dict[str, Any]) -> tuple[str, str]:
         return VALUE, "" if value is None else str(value)
     except SystemExit as error:
         return (VALUE, "") if error.code in (None, 0) else (ERROR, f"SystemExit: {error.code}")
-    except MemoryError:
-        return MEMORY, "MemoryError"
     except BaseException as error:
-        return ERROR, last_line(error)
+        full = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        return MEMORY if full else ERROR, last_line(error)
 
 
 def execute(block: str, namespace: dict[str, Any]) -> Any:
@@ -168,7 +166,7 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def say(text: str) -> None:
+def say(text: str, descriptor: int = _SAID) -> None:
     """Tell the supervisor."""
     with contextlib.suppress(OSError):
-        os.write(_SAID, text.encode("utf-8", "replace"))
+        os.write(descriptor, text.encode("utf-8", "replace"))

@@ -20,7 +20,7 @@ import tempfile
 import time
 from typing import Any, NamedTuple
 
-from grpo_jax.tools import frames, kernel, program
+from grpo_jax.tools import filters, frames, kernel, program, syscalls
 from grpo_jax.tools.capture import Capture
 
 # Loads what sympy loads late, so that no program waits for it.
@@ -42,8 +42,10 @@ def serve(spec: dict[str, Any], layers: dict[str, Any]) -> None:
     importlib.invalidate_caches()
     exec(compile(FIRST, "<warm>", "exec"), {})
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    layers |= {"landlock": kernel.landlock_version(), "groups": len(spec["groups"])}
-    spec |= {"layers": layers, "baseline": _address_space()}
+    layers |= {"landlock": kernel.landlock_version(), "seccomp": syscalls.architecture() is not None}
+    machine = syscalls.architecture()
+    filtered = [filters.program_filter(machine, processes=many) for many in (False, True)] if machine else []
+    spec |= {"layers": layers, "baseline": _address_space(), "filters": filtered}
     gc.collect()
     gc.freeze()
     frames.send(1, {"ready": layers, "baseline": spec["baseline"]})
@@ -158,7 +160,7 @@ def _answer(printed: Capture, said: Capture, end: _End, limits: dict[str, Any], 
     before = printed.text().rstrip()
     if end.code is None:
         return _ended("timeout", before, f"Timeout: no result within {limits['wall']:g} s")
-    if end.code < 0 and end.seconds >= limits["cpu"]:
+    if end.code == -signal.SIGKILL and end.seconds > 0.9 * limits["cpu"] * (1 + earlier):
         return _ended("timeout", before, f"Timeout: more than {limits['cpu']:g} s of computing")
     if end.code < 0:
         return _ended("killed", before, f"Killed: {_signal(-end.code)}")

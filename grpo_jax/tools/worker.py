@@ -65,6 +65,7 @@ class Worker:
             self.kill()
             raise SandboxError(answer.get("failed", "no answer"))
         layers = answer["ready"] | {"groups": self._group.kinds}
+        self._group.settle()
         self._single_use = layers["namespaces"] and not layers["nested"]
         return layers
 
