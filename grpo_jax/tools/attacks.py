@@ -1,5 +1,8 @@
 """Programs that try to get out, to see, to stay, or to eat the machine; each prints ESCAPED where it succeeds.
 
+They run before it is known whether the sandbox holds, so none does harm where it does not: they send signal 0, open for
+writing and write nothing, pass the kernel arguments that are wrong, and take back what they made.
+
 SECRET, PORT, ABSTRACT and PARENT are replaced by a file of the host, a TCP port and an abstract socket on which the host
 listens, and the trainer's process id. An attack of `QUICK` ends by itself; one of `LASTING` has to be stopped.
 """
@@ -15,6 +18,11 @@ def tries(*actions):
             continue
         if value is not False:
             print("ESCAPED", repr(value)[:80])
+
+def makes(path):
+    import os
+    open(path, "x").close()
+    os.remove(path)
 """
 
 _SYSCALL = """
@@ -23,6 +31,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 arm = platform.machine() == "aarch64"
 def call(x86, generic, *arguments):
     return libc.syscall(generic if arm else x86, *arguments) >= 0
+def reaches(x86, generic, *arguments):
+    "Whether a call with wrong arguments fails for these, and not because it is not allowed."
+    return call(x86, generic, *arguments) or ctypes.get_errno() not in (1, 11, 13, 38)
 """
 
 QUICK = {
@@ -54,7 +65,8 @@ import os
 known = {'HOME', 'TMPDIR', 'LANG', 'LC_CTYPE', 'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS'}
 tries(lambda: sorted(set(os.environ) - known) or False)
 """,
-    "reads the environment the process started with": _SYSCALL + """
+    "reads the environment the process started with": _SYSCALL
+    + """
 known = ('HOME', 'TMPDIR', 'LANG', 'LC_CTYPE', 'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'PYTHONHASHSEED', 'PWD')
 start = ctypes.POINTER(ctypes.c_char_p).in_dll(libc, 'environ')
 found = []
@@ -93,16 +105,17 @@ for mode in ('w', 'a', 'r+'):
     except OSError: pass
 """,
     "writes outside": """
-import os
-places = ('/', '/etc', '/usr', '/usr/lib', '/var/tmp', '/root', '/home', '/packages', '/packages/sympy', '/dev', '/proc')
-tries(*[lambda p=p: open(p + '/mine', 'w') for p in places], *[lambda p=p: os.mkdir(p + '/mine') for p in places])
+places = '/ /etc /usr /usr/lib /var/tmp /root /home /packages /packages/sympy /dev /proc'.split()
+tries(*[lambda p=p: makes(p + '/grpo-jax-attack') for p in places])
 """,
-    "deletes the Python installation": """
-import os, shutil, numpy, sympy, json
+    "changes the Python installation": """
+import os, numpy, sympy, json
 for module in (numpy, sympy, json, os):
     path = module.__file__
-    tries(lambda: os.remove(path), lambda: os.rename(path, path + 'x'), lambda: open(path, 'a').write('#'))
-    tries(lambda: shutil.rmtree(os.path.dirname(path)), lambda: os.chmod(path, 0o777))
+    tries(lambda: os.open(path, os.O_WRONLY))
+    tries(lambda: os.open(path, os.O_RDWR | os.O_APPEND), lambda: os.rename(path, path))
+    tries(lambda: makes(os.path.dirname(path) + '/grpo-jax-attack'), lambda: os.chmod(path, os.stat(path).st_mode))
+    tries(lambda: os.utime(path, ns=(os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns)))
 """,
     "goes through a symbolic link": """
 import os
@@ -121,23 +134,25 @@ tries(lambda: os.mknod('/dev/device', stat.S_IFCHR | 0o666, os.makedev(1, 1)))
     # It talks.
     "connects over TCP": """
 import socket
-tries(lambda: socket.create_connection(('127.0.0.1', PORT), 1), lambda: socket.create_connection(('1.1.1.1', 53), 1))
+tries(lambda: socket.create_connection(('127.0.0.1', PORT), 1))
 """,
     "connects to an abstract socket": """
 import socket
 tries(lambda: socket.socket(socket.AF_UNIX).connect('\\0ABSTRACT'))
 """,
-    "sends datagrams and looks up names": """
+    "sends datagrams": """
 import socket
 tries(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT)))
-tries(lambda: socket.getaddrinfo('example.com', 80), lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))
-tries(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), lambda: socket.socket(socket.AF_PACKET))
+tries(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1), lambda: socket.socket(socket.AF_PACKET))
+tries(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), lambda: socket.socket(socket.AF_INET6))
 """,
-    "opens a socket through the kernel": _SYSCALL + "tries(lambda: call(41, 198, 2, 1, 0), lambda: call(41, 198, 40, 1, 0))",
+    "opens a socket through the kernel": _SYSCALL
+    + "tries(lambda: call(41, 198, 2, 1, 0), lambda: call(41, 198, 40, 1, 0))",
     # It starts or hurts other processes.
     "starts a shell": """
 import os, subprocess
-tries(lambda: os.system('true') == 0, lambda: subprocess.run(['/bin/sh', '-c', 'true']), lambda: os.popen('id').read() or False)
+tries(lambda: os.system('true') == 0, lambda: subprocess.run(['/bin/sh', '-c', 'true']))
+tries(lambda: os.popen('id').read() or False)
 """,
     "finds Popen over subclasses": """
 import subprocess
@@ -149,7 +164,8 @@ import os, sys
 tries(lambda: os.posix_spawn(sys.executable or '/usr/bin/python3', ['python'], {}))
 tries(lambda: os.execv(sys.executable or '/usr/bin/python3', ['python', '-c', 'print("ESCAPED")']))
 """,
-    "executes a file in memory": _SYSCALL + "tries(lambda: call(319, 279, b'x', 0), lambda: call(322, 281, 0, b'', 0, 0, 0x1000))",
+    "executes a file in memory": _SYSCALL
+    + "tries(lambda: call(319, 279, b'x', 0), lambda: reaches(322, 281, -1, None, None, None, 0))",
     "forks a bomb": """
 import os
 while True:
@@ -177,48 +193,58 @@ except OSError:
 import multiprocessing
 tries(lambda: multiprocessing.Process(target=print, args=('ESCAPED',)).start())
 """,
-    "kills the trainer": """
-import ctypes, os, signal
+    "signals the trainer": """
+import ctypes, os
 libc = ctypes.CDLL(None)
-tries(lambda: os.kill(PARENT, signal.SIGKILL), lambda: libc.kill(PARENT, 9) == 0)
+tries(lambda: os.getpid() != PARENT and (os.kill(PARENT, 0), 'seen'))
+tries(lambda: os.getpid() != PARENT and libc.kill(PARENT, 0) == 0)
 """,
-    "kills its parent and its group": """
-import os, signal
-for action in (lambda: os.kill(os.getppid(), 9), lambda: os.killpg(0, 15), lambda: os.kill(-1, 9), lambda: os.kill(1, 9)):
-    try: action()
-    except OSError: pass
+    "signals its parent and all others": """
+import os
+tries(lambda: os.getppid() != 0 and (os.kill(os.getppid(), 0), 'seen'), lambda: (os.kill(-1, 0), 'seen'))
 """,
-    "traces another process": _SYSCALL + """
-tries(lambda: call(101, 117, 16, PARENT, 0, 0), lambda: call(101, 117, 0, 0, 0, 0))
-tries(lambda: call(310, 270, PARENT, 0, 0, 0, 0, 0), lambda: call(434, 434, PARENT, 0))
+    "traces processes": _SYSCALL
+    + """
+tries(lambda: call(101, 117, 0, 0, 0, 0))
+tries(lambda: reaches(310, 270, PARENT, None, 0, None, 0, 0), lambda: call(434, 434, PARENT, 0))
+tries(lambda: reaches(440, 440, -1, None, 0, 0, 0), lambda: reaches(312, 272, PARENT, PARENT, 99, 0, 0))
 """,
-    "stops the trainer": "import os, signal\ntries(lambda: os.kill(PARENT, signal.SIGSTOP), lambda: os.kill(PARENT, 0))",
     # It asks the kernel for more.
     "becomes another user": """
 import os
 tries(lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([0]), lambda: os.setresuid(0, 0, 0))
-tries(lambda: os.getuid() == 0 and 'root', lambda: os.chown('/tmp', 0, 0))
+tries(lambda: os.getuid() == 0 and 'root', lambda: (open('/tmp/mine', 'w').close(), os.chown('/tmp/mine', 0, 0)))
 """,
-    "mounts": _SYSCALL + """
-tries(lambda: libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0, lambda: libc.umount2(b'/proc', 2) == 0)
-tries(lambda: libc.umount2(b'/tmp', 2) == 0, lambda: call(155, 41, b'/tmp', b'/tmp'), lambda: libc.chroot(b'/tmp') == 0)
-tries(lambda: call(430, 430, b'tmpfs', 0), lambda: call(428, 428, -100, b'/', 1))
+    "mounts": _SYSCALL
+    + """
+tries(lambda: reaches(165, 40, None, None, None, 0, None))
+tries(lambda: reaches(166, 39, None, 0), lambda: reaches(161, 51, None))
+tries(lambda: reaches(155, 41, None, None), lambda: call(430, 430, b'tmpfs', 0), lambda: call(428, 428, -100, b'/', 1))
+tries(lambda: reaches(442, 442, -1, None, 0, None, 0), lambda: reaches(429, 429, -1, None, -1, None, 0))
 """,
-    "makes namespaces": _SYSCALL + """
+    "makes namespaces": _SYSCALL
+    + """
 tries(*[lambda f=f: libc.unshare(f) == 0 for f in (0x10000000, 0x20000, 0x20000000, 0x40000000, 0x10020000)])
-tries(lambda: call(308, 268, 0, 0), lambda: call(56, 220, 0x10000011, 0, 0, 0, 0), lambda: call(435, 435, 0, 0))
+tries(lambda: reaches(308, 268, -1, 0))
+tries(lambda: reaches(56, 220, 0x10000f00, 0, 0, 0, 0), lambda: reaches(435, 435, None, 0))
 """,
-    "uses the keyring": _SYSCALL + "tries(lambda: call(248, 217, b'user', b'x', b'y', 1, -4), lambda: call(250, 219, 0, -4, 0))",
+    "uses the keyring": _SYSCALL
+    + """
+tries(lambda: reaches(248, 217, None, None, None, 0, 0))
+tries(lambda: reaches(250, 219, 999, 0, 0), lambda: reaches(249, 218, None, None, None, 0))
+""",
     "uses io_uring": _SYSCALL + "tries(lambda: call(425, 425, 8, ctypes.create_string_buffer(120)))",
-    "uses userfaultfd, bpf and perf": _SYSCALL + """
-blank = ctypes.create_string_buffer(256)
-tries(lambda: call(323, 282, 0), lambda: call(321, 280, 0, blank, 100), lambda: call(298, 241, blank, 0, -1, -1, 0))
+    "uses userfaultfd, bpf and perf": _SYSCALL
+    + """
+tries(lambda: reaches(323, 282, -1), lambda: reaches(321, 280, -1, None, 0))
+tries(lambda: reaches(298, 241, None, 0, -1, -1, 0))
 """,
-    "opens files by handle, loads modules, reboots": _SYSCALL + """
-blank = ctypes.create_string_buffer(256)
-tries(lambda: call(303, 264, -100, b'/', blank, blank, 0), lambda: call(304, 265, 3, blank, 0))
-tries(lambda: call(313, 273, 0, b'', 0), lambda: call(169, 142, 0, 0, 0, 0), lambda: call(103, 116, 3, blank, 100))
-tries(lambda: libc.sethostname(b'x', 1) == 0, lambda: call(227, 112, 0, blank), lambda: call(248 - 75, 0, 0, 0, 0) and False)
+    "opens files by handle, loads modules, sets the clock": _SYSCALL
+    + """
+tries(lambda: reaches(303, 264, -100, None, None, None, 0), lambda: reaches(304, 265, -1, None, 0))
+tries(lambda: reaches(313, 273, -1, None, 0))
+tries(lambda: reaches(103, 116, 999, None, 0), lambda: reaches(227, 112, 0, None))
+tries(lambda: reaches(170, 161, None, 3), lambda: reaches(246, 104, 0, 0, None, 999), lambda: reaches(163, 89, b'/x/y'))
 """,
     "lifts its own bounds": """
 import resource
@@ -227,8 +253,11 @@ for name in ('RLIMIT_AS', 'RLIMIT_CPU', 'RLIMIT_FSIZE', 'RLIMIT_NOFILE', 'RLIMIT
     soft, hard = resource.getrlimit(kind)
     tries(lambda: resource.setrlimit(kind, (hard + 1, hard + 1)) if hard >= 0 else False)
 """,
-    "keeps shared memory of the system": _SYSCALL + """
-tries(lambda: call(29, 194, 12345, 4096, 0o1666), lambda: call(68, 186, 12345, 0o1666), lambda: call(64, 190, 12345, 1, 0o1666))
+    "keeps shared memory of the system": _SYSCALL
+    + """
+tries(lambda: reaches(29, 194, 98765, 4096, 0))
+tries(lambda: reaches(68, 186, 98765, 0), lambda: reaches(64, 190, 98765, 1, 0))
+tries(lambda: reaches(240, 180, None, 0, 0, None))
 """,
     "hides behind 32 bits": _SYSCALL + "tries(lambda: not arm and call(0x40000000 + 41, 0, 2, 1, 0))",
     # It crashes, or breaks the reader.
@@ -251,46 +280,59 @@ raise Bad
 """,
     "nests without end": "eval('(' * 5000 + ')' * 5000)",
     "makes many files": """
-for number in range(100000):
-    try: open(f'/tmp/{number}', 'w').close()
-    except OSError: break
-else: print('ESCAPED')
+import os
+made = []
+try:
+    for number in range(20000):
+        open(f'/tmp/{number}', 'w').close()
+        made.append(number)
+    print('ESCAPED')
+except OSError: pass
+for number in made: os.remove(f'/tmp/{number}')
 """,
     "fills the disk": """
 import os
-written = 0
+written, made = 0, []
 try:
-    for number in range(100):
-        with open(f'/tmp/{number}', 'wb') as file:
-            written += file.write(bytes(1 << 20))
+    while written < 256 << 20:
+        made.append(f'/tmp/{len(made)}')
+        with open(made[-1], 'wb') as file:
             written += file.write(bytes(15 << 20))
+    print('ESCAPED')
 except OSError: pass
-tries(lambda: written > (256 << 20) and written)
+for path in made: os.remove(path)
 """,
-    "makes a sparse giant": "tries(lambda: __import__('os').truncate(open('/tmp/x', 'w').name, 1 << 40))",
+    "makes a sparse giant": """
+import os
+open('/tmp/giant', 'w').close()
+tries(lambda: (os.truncate('/tmp/giant', 1 << 40), 'made'))
+os.remove('/tmp/giant')
+""",
     "takes memory at once": "tries(lambda: len(bytearray(8 << 30)))",
 }
 
 LASTING = {
-    "takes memory in pieces": "kept = []\nwhile True: kept.append(bytearray(10 << 20))",
+    "takes memory in pieces": "kept = []\nwhile len(kept) < 300: kept.append(bytearray(10 << 20))\nprint('ESCAPED')",
     "takes memory in shared mappings": """
 import mmap
 kept = []
-while True:
+while len(kept) < 200:
     kept.append(mmap.mmap(-1, 16 << 20))
     kept[-1].write(bytes(16 << 20))
+print('ESCAPED')
 """,
     "takes memory over children": """
 import os, time
 children = 0
-for number in range(50):
+for number in range(10):
     try:
         if os.fork() == 0:
             kept = bytearray(200 << 20)
-            time.sleep(1000)
+            time.sleep(10)
+            os._exit(0)
     except OSError: break
     children += 1
-print(children)
+print(children, 'ESCAPED' if children else '')
 """,
     "recurses without end": "import sys\nsys.setrecursionlimit(10**9)\ndef f(): f()\nf()",
     "spins": "while True: pass",
@@ -319,10 +361,18 @@ while True:
     try: threading.Thread(target=time.sleep, args=(1000,)).start()
     except RuntimeError: pass
 """,
-    "leaves a thread behind": "import threading, time\nthreading.Thread(target=lambda: [time.sleep(1) for _ in range(10**6)]).start()",
+    "leaves a thread behind": """
+import threading, time
+threading.Thread(target=lambda: [time.sleep(1) for _ in range(10**6)]).start()
+""",
     "floods the output": "while True: print('x' * 10000)",
     "floods the output in C": "import os\nwhile True: os.write(1, b'y' * 65536)",
-    "floods the runner's channel": "import os\nwhile True:\n    try: os.write(3, b'S' * 65536)\n    except OSError: break",
+    "floods the runner's channel": """
+import os
+while True:
+    try: os.write(3, b'S' * 65536)
+    except OSError: break
+""",
     "prints a huge integer": "import sys\nsys.set_int_max_str_digits(0)\nprint(10 ** (10 ** 7))",
     "matches without end": "import re\nre.match('(a+)+$', 'a' * 40 + 'b')",
     "opens a pipe and waits": "import os\nr, w = os.pipe()\nos.read(r, 1)",

@@ -17,7 +17,9 @@ from grpo_jax.tools.results import Limits, ToolResult
 CONTAINED = "contained"
 LIMITS = Limits(wall=5.0, cpu=5.0, memory=256 << 20, disk=32 << 20)
 LEAVE = "open('/tmp/left', 'w').write('x')\nopen('/dev/shm/left', 'w').write('x')\nimport sympy\nsympy.left = 1"
-LOOK = "import os, sympy\nprint([p for p in ('/tmp/left', '/dev/shm/left') if os.path.exists(p)], hasattr(sympy, 'left'))"
+LOOK = (
+    "import os, sympy\nprint([p for p in ('/tmp/left', '/dev/shm/left') if os.path.exists(p)], hasattr(sympy, 'left'))"
+)
 CONTROLS = {
     "sympy": ("import sympy\nx = sympy.symbols('x')\nprint(sympy.solve(x**2 - 5*x + 6, x))", "[2, 3]"),
     "numpy": ("import numpy as np\nnp.linalg.solve([[2., 0.], [0., 4.]], [1., 2.])", "[0.5 0.5]"),
