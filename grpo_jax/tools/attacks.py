@@ -3,7 +3,7 @@
 They run before it is known whether the sandbox holds, so none does harm where it does not: they send signal 0, open for
 writing and write nothing, pass the kernel arguments that are wrong, and take back what they made.
 
-SECRET, PORT, ABSTRACT and PARENT are replaced by a file of the host, a TCP port and an abstract socket on which the host
+SECRET, PORT, ABSTRACT and PARENT are replaced by a file of the host, a TCP port and an abstract socket on which it
 listens, and the trainer's process id. An attack of `QUICK` ends by itself; one of `LASTING` has to be stopped.
 """
 

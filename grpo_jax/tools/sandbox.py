@@ -64,6 +64,8 @@ class Sandbox:
 
     def __enter__(self) -> Sandbox:
         """Start the workers with the first backend that works here."""
+        if self._threads is not None:
+            raise SandboxError("the sandbox is entered already")
         self._place = tempfile.mkdtemp(prefix="grpo-jax-")
         # A worker dies with the thread that started it: these threads live as long as the pool.
         self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="sandbox")
@@ -101,7 +103,7 @@ class Sandbox:
         """Kill all workers and what runs in them."""
         threads, self._threads = self._threads, None
         for worker in self._workers:
-            worker.kill()
+            worker.stop()
         if threads is not None:
             threads.shutdown(cancel_futures=True)
         for worker in self._workers:

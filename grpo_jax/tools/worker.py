@@ -76,6 +76,8 @@ class Worker:
         try:
             if self._process is None:
                 self.start()
+            if self._closed:
+                raise SandboxError("was closed")
             result = self._ask(blocks, limits)
         except (SandboxError, frames.Broken, OSError) as error:
             self.kill()
@@ -89,17 +91,22 @@ class Worker:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
+        _kill(process)
         process.wait()
         for stream in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 stream.close()
 
-    def close(self) -> None:
-        """Kill the process for good."""
+    def stop(self) -> None:
+        """Kill the process for good, from any thread; the one that waits for an answer gets none."""
         self._closed = True
+        process = self._process
+        if process is not None:
+            _kill(process)
+
+    def close(self) -> None:
+        """Kill the process for good, when no thread uses it any more."""
+        self.stop()
         self.kill()
         self._group.close()
 
@@ -117,3 +124,11 @@ class Worker:
         if status == "killed" and self._group.kills() > before:
             return ToolResult("memory", text.rpartition("\n")[0] + "\nMemoryError")
         return ToolResult(status, text)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process, which dies with its namespaces, and what is still in its group."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
