@@ -25,19 +25,15 @@ NOBODY = 65534
 def main() -> None:
     """Run until the standard input ends, or say in one message why not."""
     spec = json.loads(sys.argv[1])
-    layers = {"namespaces": False, "nested": False}
     try:
         for group in spec["groups"]:
             os.write(group, b"0")  # this process, and so all that come of it
             os.close(group)
         if spec["root"] is not None:
             make_system(spec["root"], spec["view"])
-        layers["namespaces"] = spec["namespaces"]
         if spec["namespaces"]:
-            layers["nested"] = leave_user()
-            if not layers["nested"] and spec["root"] is not None:
-                raise OSError("no user namespace inside the first one")
-        warm.serve(spec, layers)
+            leave_user()
+        warm.serve(spec)
     except (OSError, ImportError, frames.Broken) as error:
         frames.send(1, {"failed": str(error)})
         os._exit(1)
@@ -74,17 +70,18 @@ def make_system(root: str, view: dict[str, Any]) -> None:
     kernel.pivot_root(root)
 
 
-def leave_user() -> bool:
-    """Go on, in a child, as nobody and first process of new namespaces; False: the kernel refuses them here."""
-    if os.geteuid() == 0:
+def leave_user() -> None:
+    """Go on, in a child, as nobody and first process of new namespaces.
+
+    Being nobody matters: root is not bound by the limit on processes, and its files are those of the machine. Raises
+    OSError where the kernel refuses the namespaces.
+    """
+    if is_real_root():
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         kernel.own_proc_files()
-    try:
-        own_user_namespace(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWPID)
-    except OSError:
-        return False
+    own_user_namespace(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWPID, name=NOBODY)
     child = os.fork()
     if child:
         os.close(0)
@@ -92,16 +89,29 @@ def leave_user() -> bool:
         _, status = os.waitpid(child, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
     kernel.die_with_parent()
-    return True
 
 
-def own_user_namespace(flags: int) -> None:
-    """Enter new namespaces with all rights in them, and none that this process did not have outside."""
+def is_real_root() -> bool:
+    """Whether this process is root of the machine, not only of a user namespace that has no other user to become."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        mapped = [line.split() for line in file]
+    return os.geteuid() == 0 and any(int(first) <= NOBODY < int(first) + int(size) for first, _, size in mapped)
+
+
+def own_user_namespace(flags: int, *, name: int | None = None) -> None:
+    """Enter new namespaces with all rights in them, and none that this process did not have outside.
+
+    Args:
+        flags: CLONE_NEW* of the others.
+        name: the user's number inside; None: the one it has.
+    """
     user, group = os.geteuid(), os.getegid()
+    inside = (user, group) if name is None else (name, name)
     kernel.unshare(kernel.CLONE_NEWUSER | flags)
-    for name, content in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-            file.write(content)
+    maps = {"setgroups": "deny", "uid_map": f"{inside[0]} {user} 1", "gid_map": f"{inside[1]} {group} 1"}
+    for file, content in maps.items():
+        with open(f"/proc/self/{file}", "w", encoding="ascii") as opened:
+            opened.write(content)
 
 
 def _bind(source: str, target: str) -> None:

@@ -52,7 +52,7 @@ def confine(limits: dict[str, Any], blocks: int, spec: dict[str, Any]) -> None:
     """
     os.setsid()
     kernel.die_with_parent()
-    if spec["layers"]["nested"]:
+    if spec["namespaces"]:
         _private_places(limits["disk"])
     home = spec["scratch"] or "/tmp"
     os.chdir(home)
@@ -100,7 +100,7 @@ def _bound(limits: dict[str, Any], blocks: int, spec: dict[str, Any]) -> None:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    if spec["layers"]["nested"]:
+    if spec["namespaces"]:
         # Counted in the user namespace: the warm process, the supervisor, and the program's own.
         bounds[resource.RLIMIT_NPROC] = 2 + processes * (1 + threads)
     for name, most in bounds.items():

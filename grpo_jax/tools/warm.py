@@ -34,7 +34,7 @@ MARK_BYTES = 1 << 16  # of what a program's runner says about its end
 GRACE = 0.2  # seconds for the pipes of a program that is dead
 
 
-def serve(spec: dict[str, Any], layers: dict[str, Any]) -> None:
+def serve(spec: dict[str, Any]) -> None:
     """Load the libraries, say so, and serve programs until the standard input ends; never returns."""
     os.environ.clear()
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
@@ -42,8 +42,12 @@ def serve(spec: dict[str, Any], layers: dict[str, Any]) -> None:
     importlib.invalidate_caches()
     exec(compile(FIRST, "<warm>", "exec"), {})
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    layers |= {"landlock": kernel.landlock_version(), "seccomp": syscalls.architecture() is not None}
     machine = syscalls.architecture()
+    layers = {
+        "namespaces": spec["namespaces"],
+        "landlock": kernel.landlock_version(),
+        "seccomp": machine is not None,
+    }
     filtered = [filters.program_filter(machine, processes=many) for many in (False, True)] if machine else []
     spec |= {"layers": layers, "baseline": _address_space(), "filters": filtered}
     gc.collect()
@@ -85,9 +89,9 @@ def _supervise(spec: dict[str, Any]) -> None:
     """Serve one program; exits with 0 if the answer is written."""
     try:
         request = frames.receive(0)
-        spec["scratch"] = None if spec["layers"]["namespaces"] else tempfile.mkdtemp()
+        spec["scratch"] = None if spec["namespaces"] else tempfile.mkdtemp()
         output, mark = os.pipe(), os.pipe()
-        if spec["layers"]["nested"]:
+        if spec["namespaces"]:
             kernel.unshare(kernel.CLONE_NEWPID)
         child = os.fork()
         if not child:

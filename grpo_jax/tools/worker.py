@@ -28,7 +28,6 @@ class Worker:
         self._command = command
         self._group = make_group()
         self._process: subprocess.Popen[bytes] | None = None
-        self._single_use = False
         self._closed = False
         self._spec = {
             "root": place,
@@ -66,7 +65,6 @@ class Worker:
             raise SandboxError(answer.get("failed", "no answer"))
         layers = answer["ready"] | {"groups": self._group.kinds}
         self._group.settle()
-        self._single_use = layers["namespaces"] and not layers["nested"]
         return layers
 
     def run(self, blocks: list[str], limits: dict[str, Any]) -> ToolResult:
@@ -82,8 +80,6 @@ class Worker:
         except (SandboxError, frames.Broken, OSError) as error:
             self.kill()
             return ToolResult("killed", f"Killed: the sandbox {error}")
-        if self._single_use:
-            self.kill()
         return result
 
     def kill(self) -> None:
