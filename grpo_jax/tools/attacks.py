@@ -40,9 +40,9 @@ QUICK = {
     # It reads what is not its own.
     "reads a host file": "tries(lambda: open('SECRET').read())",
     "reads system files": """
-import glob
+import os
 tries(*[lambda p=p: open(p).read() for p in ('/etc/passwd', '/etc/shadow', '/etc/hostname', '/etc/resolv.conf')])
-tries(lambda: bool(glob.glob('/home/*') + glob.glob('/root/.*ssh*') + glob.glob('/etc/*')) and glob.glob('/etc/*'))
+tries(*[lambda p=p: [n for n in os.listdir(p) if n != 'ld.so.cache'] or False for p in ('/etc', '/var')])
 """,
     "reads a host file through the posix module": """
 import importlib, sys
@@ -120,8 +120,8 @@ for module in (numpy, sympy, json, os):
     "goes through a symbolic link": """
 import os
 os.symlink('SECRET', '/tmp/link')
-os.symlink('/', '/tmp/root')
-tries(lambda: open('/tmp/link').read(), lambda: open('/tmp/root/etc/passwd'), lambda: os.link('SECRET', '/tmp/hard'))
+os.symlink('/', '/tmp/all')
+tries(lambda: open('/tmp/link').read(), lambda: open('/tmp/all/etc/passwd'), lambda: os.link('SECRET', '/tmp/hard'))
 tries(lambda: os.rename('/tmp/link', '/usr/link'))
 try: open('/tmp/link', 'a').write('x')
 except OSError: pass
