@@ -11,6 +11,8 @@ Status = Literal["ok", "error", "timeout", "memory", "killed", "truncated", "ref
 class SandboxError(Exception):
     """No sandbox can be had here, or one that does not hold; the message names the way out."""
 
+    exit_code = 2
+
 
 class ToolResult(NamedTuple):
     """How a program ended, and the text for the model.

@@ -13,6 +13,7 @@ from grpo_jax.tools.backends import bubblewrap, candidates
 from grpo_jax.tools.results import Limits, SandboxError, ToolResult
 from grpo_jax.tools.sandbox import Sandbox, run
 from grpo_jax.tools.view import view
+from launch import sandbox as launcher
 from tests.sandboxes import descendants, entered
 
 HONEST = [
@@ -253,3 +254,17 @@ def test_throughput(sandbox, capsys):
             f"\n{sandbox.record['backend']}: {1000 * seconds / count:.1f} ms a program,"
             f" {sandbox.record['workers']} workers"
         )
+
+
+def test_the_launcher_runs_a_program(sandbox, tmp_path, capsys):
+    file = tmp_path / "program.py"
+    file.write_text("print('one')\n1/0")
+    assert launcher.main([str(file), "--backend", sandbox.record["backend"], "--workers", "1"]) == 0
+    assert capsys.readouterr().out.endswith("[error]\none\nZeroDivisionError: division by zero\n")
+
+
+def test_the_launcher_never_attacks_what_is_unsafe(capsys):
+    assert launcher.main(["--backend", "unsafe", "--workers", "1"]) == 2
+    assert "attacks are not tried" in capsys.readouterr().err
+    assert launcher.main(["--backend", "docker"]) == 2
+    assert "'docker' is none of auto" in capsys.readouterr().err
