@@ -94,7 +94,7 @@ class ModelConfig:
     """None: the tokenizer beside the weights, or for `architecture` the characters of the problem source."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products in flight; trained weights and long sums are float32 in any case."""
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "dots", "full"] = "dots"
     """What the backward pass recomputes a layer: nothing, all but matrix products, everything."""
     scan_layers: bool = True
     """Compile one layer and loop over it in training."""
@@ -239,9 +239,9 @@ class SFTConfig:
     """Put several examples in a row; they do not see one another."""
     overlong_examples: Literal["error", "drop", "truncate"] = "error"
     """What to do with an example longer than `max_length`."""
-    microbatches: Count = 1
-    """Parts into which an update's rows are split to save memory; the gradient is the same. 0: as memory allows."""
-    head_chunk: Count = 128
+    microbatches: Count = 0
+    """Parts into which an update's rows are split; the gradient is the same. 0: as memory (a CPU's cache) allows."""
+    head_chunk: Count = 0
     """Time steps whose logits are in memory at once; 0: as memory allows."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
     """AdamW; the paper's SFT has a constant 5e-5."""
@@ -273,8 +273,8 @@ class RLConfig:
     """Completions G of one prompt (paper 64; TRL 8, Tunix 2)."""
     num_iterations: Positive = 1
     """Updates mu on one batch (paper 1)."""
-    microbatches: Count = 1
-    """Parts into which an update's rows are split to save memory; the gradient is the same. 0: as memory allows."""
+    microbatches: Count = 0
+    """Parts into which an update's rows are split; the gradient is the same. 0: as memory (a CPU's cache) allows."""
     length_buckets: Positive = 1
     """Sort an update's rows by length and compute each micro-batch to the nearest of so many lengths; 1: unsorted."""
     decode_rows: Count = 0
@@ -290,7 +290,7 @@ class RLConfig:
     """How completions are drawn."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW; the paper's RL has 1e-6."""
-    head_chunk: Count = 128
+    head_chunk: Count = 0
     """Time steps whose logits are in memory at once when log-probabilities are computed; 0: as memory allows."""
     rollout_weights: Literal["same", "int8"] = "same"
     """Of the decode loop: the trainer's, or quantised to 8 bits by output channel, corrected by importance_cap."""

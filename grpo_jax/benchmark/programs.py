@@ -45,6 +45,7 @@ def small_step(w: Workload, *, microbatches: int, devices: int) -> SmallStep:
         prompts_per_step=w.prompts,
         num_generations=w.generations,
         microbatches=microbatches,
+        head_chunk=min(w.completion_length, 128),
         sampling=SamplingConfig(max_completion_length=w.completion_length),
     )
     never = w.vocabulary + EOS_ID  # a token that is not there

@@ -198,6 +198,27 @@ def explore(stage: Stage, state: TrainState, reference: Any, drawn: Drawn, progr
     return Collected(drawn.indices, rollout, texts, judged, experience)
 
 
+def start_telling(batch: Collected) -> Collected:
+    """Start to bring to the host what metrics and rollouts tell of a batch.
+
+    To be called before the next step's completions are started: on several hosts it is a program, which would wait
+    for them.
+    """
+    rollout, judged, experience = batch.rollout, batch.judged, batch.experience
+    told = start_to_host(
+        {
+            "rollout": rollout,
+            "judged": {"parts": judged.parts, "outcome": judged.outcome, "dead": judged.dead},
+            "experience": {"advantages": experience.advantages, "ref_logprobs": experience.ref_logprobs},
+        }
+    )
+    return batch._replace(
+        rollout=told["rollout"],
+        judged=judged._replace(**told["judged"]),
+        experience=experience.replace(**told["experience"]),
+    )
+
+
 def in_order(texts: Sequence[Sequence[str]], num_generations: int) -> list[str]:
     """The rows of K parts in the order of the whole: prompt p is in part p mod K."""
     groups = [[part[i : i + num_generations] for i in range(0, len(part), num_generations)] for part in texts]

@@ -46,6 +46,7 @@ from grpo_jax.stages.exploration import (
     draw_again,
     explore,
     open_stage,
+    start_telling,
 )
 from grpo_jax.stages.fused import Fused, check_fused, train_fused
 from grpo_jax.stages.policy import abstract
@@ -154,6 +155,7 @@ def train(
                     batch = explore(stage, state, reference, drawn, progress)  # 6, 8, 9
                 run.leave_if_asked(checkpoints, step, total, saved, data)
                 state, updates = improve(stage, state, batch.experience, step)  # 10, 11
+                batch = start_telling(batch)
                 draw_ahead(stage, state, ahead, step + 1)  # 5, 7 of a step to come, while the host writes
                 done, saved = step + 1, to_save(stage, state, reference, *ahead)
                 batch, metrics = measure(stage, drawn, batch, updates, progress)

@@ -36,20 +36,20 @@ def numbers(config):
 
 
 def test_on_a_cpu_blocks_are_near_the_caches(config):
-    """2048 tokens a micro-batch on a device, 512 rows of logits: groups of 8 x 128 two at a time, 4 rows of 512."""
+    """1024 tokens a micro-batch on a device, and the logits of all: a group of 8 x 128 at a time, 2 rows of 512."""
     chosen = choose(plant_of(config), None)
-    assert numbers(chosen) == dict(zip(OPEN, (8, 128, 4, 32), strict=True))
+    assert numbers(chosen) == dict(zip(OPEN, (16, 512, 8, 128), strict=True))
     two = numbers(choose(plant_of(config, data=2), None))
-    assert (two["sft.microbatches"], two["rl.microbatches"]) == (4, 2)  # each device as much as the one
+    assert (two["sft.microbatches"], two["rl.microbatches"]) == (8, 4)  # each device as much as the one
     assert left_open(chosen) == []
     sorted_rows = numbers(choose(plant_of(with_value(config, "rl.length_buckets", 4)), None))
-    assert (sorted_rows["rl.microbatches"], sorted_rows["rl.head_chunk"]) == (8, 64)
+    assert (sorted_rows["rl.microbatches"], sorted_rows["rl.head_chunk"]) == (8, 128)
 
 
 def test_what_was_given_stays(config):
     given = with_value(with_value(config, "rl.head_chunk", 7), "sft.microbatches", 2)
     chosen = numbers(choose(plant_of(given), None))
-    assert (chosen["rl.head_chunk"], chosen["sft.microbatches"], chosen["rl.microbatches"]) == (7, 2, 4)
+    assert (chosen["rl.head_chunk"], chosen["sft.microbatches"], chosen["rl.microbatches"]) == (7, 2, 8)
     all_given = with_value(with_value(given, "rl.microbatches", 1), "sft.head_chunk", 5)
     assert choose(plant_of(all_given), 1) == all_given  # nothing is open, however little memory there is
 
@@ -80,5 +80,5 @@ def test_a_run_that_goes_on_keeps_what_it_chose(config, tmp_path):
     (tmp_path / "config.yaml").write_text(dump(chosen))
     (tmp_path / "rl").mkdir()
     (tmp_path / "rl" / "metrics.jsonl").write_text("")
-    assert numbers(remember(tmp_path, config))["rl.microbatches"] == 4
-    assert numbers(choose(plant_of(config, data=2), None))["rl.microbatches"] == 2
+    assert numbers(remember(tmp_path, config))["rl.microbatches"] == 8
+    assert numbers(choose(plant_of(config, data=2), None))["rl.microbatches"] == 4
