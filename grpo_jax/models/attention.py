@@ -185,15 +185,15 @@ def choose(config: DecoderConfig, time: int, *, own: bool) -> Attend:
 
     Raises `AttentionError` for a kernel that the devices of the mesh do not have.
     """
-    kernel = config.attention_kernel
-    if not own or time == 1:
-        return attend
-    device = platform_in_context()
-    if kernel == "auto":
-        kernel = automatic(config, device, time)
+    return KERNELS[chosen(config, time)] if own and time > 1 else attend
+
+
+def chosen(config: DecoderConfig, time: int) -> str:
+    """The name of the kernel for a pass over `time` queries on the mesh in context; errors as `choose`."""
+    kernel, device = config.attention_kernel, platform_in_context()
     if kernel == "splash" and device != "tpu":
         raise AttentionError(
             f"model.attention_kernel: splash is a kernel for TPUs, and the devices are of platform {device}; "
             "choose auto, xla or blocks"
         )
-    return KERNELS[kernel]
+    return automatic(config, device, time) if kernel == "auto" else kernel

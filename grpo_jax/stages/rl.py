@@ -29,6 +29,7 @@ import jax
 from grpo_jax.algorithms.algorithm import Algorithm
 from grpo_jax.config import RLConfig
 from grpo_jax.data.order import OrderError
+from grpo_jax.models.attention import chosen
 from grpo_jax.models.quantize import check_quantizable
 from grpo_jax.reporting.metrics import MetricsWriter, read_metrics
 from grpo_jax.reporting.progress import Progress
@@ -99,7 +100,8 @@ def prepare(run: Run) -> Prepared:
         f"rl: {len(problems)} problems; a step is {c.prompts_per_step} prompts x {c.num_generations} completions = "
         f"{c.prompts_per_step * c.num_generations} rows of at most {c.sampling.max_completion_length} tokens, "
         f"{c.num_iterations} update(s) in {c.microbatches} micro-batch(es), {c.head_chunk} time steps of logits "
-        f"at once; {steps} steps = {steps * c.prompts_per_step / len(problems):.2f} epochs"
+        f"at once, attention by {chosen(run.model.config, c.sampling.max_completion_length)}; "
+        f"{steps} steps = {steps * c.prompts_per_step / len(problems):.2f} epochs"
     )
     if not run.sampling(c.sampling, c.num_generations).distribution.full_support:
         run.note(

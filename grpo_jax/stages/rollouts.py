@@ -35,12 +35,13 @@ def step_metrics(
         reward_metrics(judged)
         | length_metrics(lengths, finished, prompt_tokens)
         | {
-            "tokens_per_sec/sample": float(lengths.sum() / max(sampling_s, 1e-9)),
             "tokens_per_sec/train": float((lengths.sum() + prompt_tokens) / max(train_s, 1e-9)),
             "time/sample_s": sample_s,
             "time/reward_s": seconds.get("reward", 0.0),
             "time/train_s": train_s,
         }
+        # what was sampled before the run was stopped took no time now
+        | ({"tokens_per_sec/sample": float(lengths.sum() / sampling_s)} if sampling_s else {})
         | waited
         | update_metrics(updates)
     )

@@ -10,6 +10,7 @@ import jax
 from grpo_jax.config import SFTConfig
 from grpo_jax.data.demonstrations import Example, demonstrations, fit
 from grpo_jax.data.packing import PackingPlan, packed_batch
+from grpo_jax.models.attention import chosen
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.programs import compiled, sft_program
@@ -53,7 +54,7 @@ def prepare(run: Run) -> Prepared:
     run.note(
         f"sft: {len(examples)} examples, {c.batch_size} rows of {c.max_length} tokens a step "
         f"({plan.fill(0):.0%} filled) in {c.microbatches} micro-batch(es), {c.head_chunk} time steps of logits "
-        f"at once, {c.max_steps} steps"
+        f"at once, attention by {chosen(run.model.config, c.max_length)}, {c.max_steps} steps"
     )
     return Prepared(examples, plan, source_record(problems))
 
