@@ -317,10 +317,12 @@ class RLConfig:
 class EvaluationConfig:
     """Held-out accuracy: greedy, and n samples a problem for mean@n, pass@k and maj@k."""
 
-    source: Annotated[Any, Kind("data.sources")]
-    """Held-out problems."""
-    reward: Annotated[Any, Kind("rewards")]
-    """What decides whether a completion is right: a reward above 0.5."""
+    source: Annotated[Any, Kind("data.sources")] | None = None
+    """Held-out problems; a problem whose prompt is dropped as too long counts as wrong."""
+    reward: Annotated[Any, Kind("rewards")] | None = None
+    """What decides whether a completion of `source` is right: a reward above 0.5."""
+    benchmarks: Annotated[tuple[Any, ...], Kind("evaluation.benchmarks")] | None = None
+    """Published sets with their own prompts and rules, besides `source` or instead of it."""
     num_samples: Positive = 8
     """Samples n of one problem."""
     k: tuple[Positive, ...] = (1, 4, 8)

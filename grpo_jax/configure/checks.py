@@ -138,6 +138,14 @@ def _filters(sampling: SamplingConfig) -> tuple[tuple[str, float, float], ...]:
 
 def _evaluation(evaluation: EvaluationConfig) -> Iterator[str]:
     n = evaluation.num_samples
+    kinds = [benchmark.kind for benchmark in evaluation.benchmarks or ()]
+    if evaluation.source is None and not kinds:
+        yield "evaluation.source is missing; write `{kind: jsonl, path: ...}`, or benchmarks: `[{kind: gsm8k}]`"
+    if (evaluation.source is None) != (evaluation.reward is None):
+        absent = "source" if evaluation.source is None else "reward"
+        yield f"evaluation.{absent} is missing: the reward judges what the source asks; give both, or neither"
+    if repeated := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+        yield f"evaluation.benchmarks names {', '.join(repeated)} twice; results are by name"
     if over := [k for k in evaluation.k if k > n]:
         yield (
             f"evaluation.k: {', '.join(map(str, over))} of pass@k and maj@k is above num_samples {n}; "

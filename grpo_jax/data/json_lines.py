@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ LONGEST_LINE = 2**24
 """Bytes; a longer line is a fault, not a problem."""
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def read_rows(path: Path, *, constants: bool = False) -> Iterator[tuple[str, Any]]:
     """Yield (line, row) of a .jsonl file, or ("entry n", row) of a .json file that holds a list.
 
     A line that cannot be read is yielded as a `RowError`, so that the caller decides. A byte order mark, CRLF
-    and blank lines are taken in silence. Raises `RowError` if there is no such file, or the whole of it is
+    and blank lines are taken in silence. NaN, which is no JSON, is a fault unless `constants` lets it be: published
+    files of benchmarks have it. Raises `RowError` if there is no such file, or the whole of it is
     unreadable.
     """
     if not path.is_file():
@@ -29,14 +30,14 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(file, start=1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():
-                yield str(number), _parse(line, f"{path}:{number}")
+                yield str(number), _parse(line, f"{path}:{number}", None if constants else _refuse_constant)
 
 
-def _parse(line: bytes, name: str) -> Any:
+def _parse(line: bytes, name: str, constant: Callable[[str], Any] | None) -> Any:
     if len(line) > LONGEST_LINE:
         return RowError(f"{name}: the line has {len(line)} bytes, more than {LONGEST_LINE}; split the file into lines")
     try:
-        return json.loads(line.decode("utf-8").strip(), parse_constant=_refuse_constant)
+        return json.loads(line.decode("utf-8").strip(), parse_constant=constant)
     except UnicodeDecodeError as error:
         return RowError(f"{name}: not UTF-8 at byte {error.start + 1}; convert the file to UTF-8")
     except json.JSONDecodeError as error:

@@ -90,6 +90,55 @@ def majority_of_counts(counts: Sequence[int], winners: Sequence[int], unanswered
     return min(total / _binomial(n, k, n)[k], 1.0)
 
 
+def best_of_k(scores: ArrayLike, correct: ArrayLike, k: int) -> np.ndarray:
+    """The probability that the best scored of k of the n samples, drawn without replacement, is right.
+
+    With h samples above a score and s samples of just this score, one of these is chosen in
+    `C(n - h, k) - C(n - h - s, k)` of the `C(n, k)` subsets; each of equals with the same probability. `scores`
+    [problems, n] float, `correct` [problems, n] bool -> [problems]. Raises ValueError unless 1 <= k <= n, and for
+    scores of another shape or that are not finite.
+    Source: best-of-N of arXiv:2312.08935, section 3.3, as an exact expectation.
+    """
+    correct = _samples(correct)
+    scores = _scores("best_of_k", scores, correct)
+    _check_k("best_of_k", k, correct.shape[1])
+    return np.array([_best(row, right, k) for row, right in zip(scores, correct, strict=True)])
+
+
+def weighted_vote(answers: Sequence[Sequence[Hashable | None]], scores: ArrayLike, correct: ArrayLike) -> np.ndarray:
+    """Whether the class with the largest sum of scores is right: `argmax_a sum_i 1[a_i = a] score_i`.
+
+    `answers` [problems][n] as in `majority_at_k`, `scores` [problems, n] float (a reward model's; a vote is worth its
+    score, so they should not be negative), `correct` [problems, n] bool -> [problems]. None never wins; of classes
+    with equal sums each wins with the same probability. All n samples vote: there is no exact form for subsets.
+    Source: arXiv:2312.08935, eq. 6 (self-consistency with a verifier).
+    """
+    correct = _samples(correct)
+    scores = _scores("weighted_vote", scores, correct)
+    return np.array([_weighted(*row) for row in zip(answers, scores, correct, strict=True)])
+
+
+def paired_p_value(before: ArrayLike, after: ArrayLike, *, seed: int, draws: int = 10_000) -> float:
+    """The two-sided p-value of "both are equally good" from values of the same problems [problems].
+
+    Under it the sign of each problem's difference is a coin: the share of `draws` random signs whose mean is at least
+    as far from 0 as the one seen, (1 + hits) / (1 + draws). For right and wrong it is a randomised McNemar test.
+    Equal inputs and seed give equal values. Raises ValueError if they are not of one length.
+    """
+    before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if before.shape != after.shape:
+        raise ValueError(f"paired_p_value: before is {list(before.shape)}, after is {list(after.shape)}")
+    difference = (after - before)[after != before]
+    if not difference.size:
+        return 1.0
+    generator, seen, hits = np.random.default_rng(seed), abs(difference.sum()), 0
+    rows = max(1, CHUNK // len(difference))
+    for start in range(0, draws, rows):
+        signs = generator.integers(2, size=(min(rows, draws - start), len(difference)), dtype=np.int8) * 2.0 - 1.0
+        hits += int((np.abs(signs @ difference) >= seen * (1 - 1e-12)).sum())
+    return (1 + hits) / (1 + draws)
+
+
 def bootstrap(values: ArrayLike, *, seed: int, resamples: int = 10_000, confidence: float = 0.95) -> Interval:
     """The mean over problems and its percentile bootstrap interval.
 
@@ -127,6 +176,39 @@ def paired_bootstrap(
             "both must be of the same problems in the same order"
         )
     return bootstrap(after - before, seed=seed, resamples=resamples, confidence=confidence)
+
+
+def _best(scores: np.ndarray, correct: np.ndarray, k: int) -> float:
+    """`best_of_k` of one problem."""
+    n, above, total = len(scores), 0, 0.0
+    for score in np.unique(scores)[::-1]:
+        equal = scores == score
+        size = int(equal.sum())
+        chosen = math.comb(n - above, k) - math.comb(n - above - size, k)
+        total += chosen / math.comb(n, k) * float(correct[equal].mean())
+        above += size
+    return total
+
+
+def _weighted(answers: Sequence[Hashable | None], scores: np.ndarray, correct: np.ndarray) -> float:
+    """`weighted_vote` of one problem."""
+    sums: dict[Hashable, list[float]] = {}
+    for answer, score in zip(answers, scores, strict=True):
+        if answer is not None:
+            sums.setdefault(answer, []).append(float(score))
+    right = {answer for answer, is_right in zip(answers, correct, strict=True) if is_right}
+    totals = {answer: math.fsum(values) for answer, values in sums.items()}
+    best = [answer for answer, total in totals.items() if total == max(totals.values())]
+    return sum(answer in right for answer in best) / len(best) if best else 0.0
+
+
+def _scores(name: str, scores: ArrayLike, correct: np.ndarray) -> np.ndarray:
+    scores = np.asarray(scores, np.float64)
+    if scores.shape != correct.shape or not np.isfinite(scores).all():
+        raise ValueError(
+            f"{name}: scores must be finite numbers of the shape {list(correct.shape)}, got {list(scores.shape)}"
+        )
+    return scores
 
 
 def _majority(answers: Sequence[Hashable | None], correct: np.ndarray, k: int) -> float:

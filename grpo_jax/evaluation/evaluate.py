@@ -1,20 +1,22 @@
-"""A policy on held-out problems: greedy, and n samples a problem; the denominator is always the problems asked for."""
+"""A policy on problems: greedy, and n samples a problem; the denominator is always the problems asked for.
+
+One path for training's held-out evaluation and for the command: a `Task` is problems with a way to make completions
+and a way to judge them, `run_task` makes what is not known yet, `measures` turns verdicts into numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from grpo_jax.evaluation.estimators import bootstrap, majority_at_k, mean_at_n, pass_at_k
+from grpo_jax.evaluation.estimators import best_of_k, bootstrap, majority_at_k, mean_at_n, pass_at_k, weighted_vote
+from grpo_jax.evaluation.judging import Judgement
+from grpo_jax.evaluation.voting import classes
 from grpo_jax.types import Problem
 
-# A reward above this is a right answer.
-RIGHT = 0.5
-
-# What all right answers of a problem are called when votes are counted: however written, they are one answer.
-RIGHT_ANSWER = "\0right"
+TOO_LONG = "the prompt is longer than the limit"
 
 
 class Sampled(NamedTuple):
@@ -23,6 +25,39 @@ class Sampled(NamedTuple):
     texts: list[str]  # [P*G], a group contiguous
     lengths: np.ndarray  # [P*G] tokens
     finished: np.ndarray  # [P*G] bool
+
+
+class Completion(NamedTuple):
+    """One completion and what became of it; a line of the records."""
+
+    index: int  # of the problem
+    sample: int
+    text: str
+    length: int
+    finished: bool
+    answer: str | None
+    grade: str  # right, wrong, ungradable
+    reason: str = ""
+    official: bool | None = None
+
+
+Generate = Callable[[Any, np.ndarray], Sampled]  # a policy, and numbers of problems
+Judge = Callable[[Sequence[Problem], list[str]], list[Judgement]]
+Place = tuple[int, int]  # problem and sample
+
+
+class Task(NamedTuple):
+    """Problems to be solved, how completions are made, and how they are judged.
+
+    `usable` are the numbers of the problems whose prompts fit; the others are asked for all the same, and wrong.
+    """
+
+    name: str
+    problems: Sequence[Problem]
+    usable: np.ndarray
+    greedy: Generate
+    sampled: Generate
+    judge: Judge
 
 
 class Graded(NamedTuple):
@@ -35,6 +70,8 @@ class Graded(NamedTuple):
     unjudged: np.ndarray  # [problems, n] bool
     finished: np.ndarray  # [problems, n] bool
     lengths: np.ndarray  # [problems, n]
+    official: np.ndarray | None = None  # [problems, n] bool, by the published rules, where there are any
+    too_long: int = 0  # problems that were not asked, as their prompts do not fit
 
 
 def batches(count: int, size: int) -> Iterator[np.ndarray]:
@@ -44,61 +81,112 @@ def batches(count: int, size: int) -> Iterator[np.ndarray]:
         yield np.pad(indices, (0, size - len(indices)), constant_values=start)
 
 
-def grade_samples(
-    problems: Sequence[Problem],
+def run_task(
+    task: Task,
+    generate: Generate,
+    policy: Any,
     num_samples: int,
     *,
     batch_prompts: int,
-    sample: Callable[[np.ndarray], Sampled],
-    judge: Callable[[Sequence[Problem], list[str]], np.ndarray],
-    extract: Callable[[str], str | None],
-    name_class: Callable[[str], str] = lambda answer: answer,
+    known: Mapping[Place, Completion] | None = None,
+    keep: Callable[[list[Completion]], None] = lambda made: None,
     advance: Callable[[], None] = lambda: None,
 ) -> Graded:
-    """Sample and grade all problems in batches of one shape.
+    """Make and judge `num_samples` completions of every problem, in batches of one shape.
 
-    `sample(indices)` gives `num_samples` completions for each index, `judge(problems, texts)` rewards [P, n] with NaN
-    for "cannot judge", `extract(text)` the answer, and `name_class(answer)` the class with which it votes in maj@k.
+    What is `known` is not judged again and not kept again; a batch of which something is missing is made again as it
+    was, since a sample's noise depends on its problem and its number alone. `keep` gets the new ones of each batch.
     """
-    texts, rewards, lengths, finished = [], [], [], []
-    for indices in batches(len(problems), batch_prompts):
-        real = len(np.unique(indices))
-        drawn = sample(indices)
-        texts += [drawn.texts[p * num_samples : (p + 1) * num_samples] for p in range(real)]
-        chosen = [problems[int(i)] for i in indices[:real]]
-        rewards.append(judge(chosen, drawn.texts[: real * num_samples]))
-        lengths.append(drawn.lengths.reshape(-1, num_samples)[:real])
-        finished.append(drawn.finished.reshape(-1, num_samples)[:real])
+    known, usable = dict(known or {}), set(map(int, task.usable))
+    for i in range(len(task.problems)):
+        if i not in usable:
+            lost = [Completion(i, g, "", 0, False, None, "wrong", TOO_LONG) for g in range(num_samples)]
+            _keep_new(lost, known, keep)
+    for places in batches(len(task.usable), batch_prompts):
+        real = [int(task.usable[place]) for place in dict.fromkeys(places.tolist())]
+        if any((i, g) not in known for i in real for g in range(num_samples)):
+            drawn = generate(policy, task.usable[places])
+            _keep_new(_judged(task, real, drawn, num_samples, known), known, keep)
         advance()
-    rewards = np.concatenate(rewards)
-    answers = [[extract(text) for text in row] for row in texts]
+    return graded([[known[i, g] for g in range(num_samples)] for i in range(len(task.problems))])
+
+
+def _judged(
+    task: Task, real: Sequence[int], drawn: Sampled, n: int, known: Mapping[Place, Completion]
+) -> list[Completion]:
+    """The completions of a batch that are not known yet; their problems are judged whole."""
+    new = [p for p, i in enumerate(real) if any((i, g) not in known for g in range(n))]
+    texts = [drawn.texts[p * n + g] for p in new for g in range(n)]
+    judgements = iter(task.judge([task.problems[real[p]] for p in new], texts))
+    made = []
+    for p in new:
+        for g in range(n):
+            row = p * n + g
+            what = (drawn.texts[row], int(drawn.lengths[row]), bool(drawn.finished[row]))
+            made.append(Completion(real[p], g, *what, *next(judgements)))
+    return made
+
+
+def _keep_new(
+    made: Sequence[Completion], known: dict[Place, Completion], keep: Callable[[list[Completion]], None]
+) -> None:
+    new = [one for one in made if (one.index, one.sample) not in known]
+    known.update({(one.index, one.sample): one for one in new})
+    if new:
+        keep(new)
+
+
+def graded(rows: Sequence[Sequence[Completion]]) -> Graded:
+    """The verdicts of completions [problems][n] as arrays, and the classes that they vote for."""
+
+    def array(of: Callable[[Completion], Any], dtype: Any) -> np.ndarray:
+        return np.array([[of(one) for one in row] for row in rows], dtype)
+
+    right = array(lambda one: one.grade == "right", bool)
+    answers = [[one.answer for one in row] for row in rows]
+    official = array(lambda one: one.official is True, bool)
     return Graded(
-        texts=texts,
+        texts=[[one.text for one in row] for row in rows],
         answers=answers,
-        votes=[[None if answer is None else name_class(answer) for answer in row] for row in answers],
-        right=np.nan_to_num(rewards, nan=0.0) > RIGHT,
-        unjudged=np.isnan(rewards),
-        finished=np.concatenate(finished),
-        lengths=np.concatenate(lengths),
+        votes=[classes(*row) for row in zip(answers, right, strict=True)],
+        right=right,
+        unjudged=array(lambda one: one.grade == "ungradable", bool),
+        finished=array(lambda one: one.finished, bool),
+        lengths=array(lambda one: one.length, np.int64),
+        official=official if any(one.official is not None for row in rows for one in row) else None,
+        too_long=sum(row[0].reason == TOO_LONG for row in rows),
     )
 
 
-def measures(greedy: Graded, sampled: Graded, ks: Sequence[int], *, seed: int) -> dict[str, dict[str, float]]:
-    """Accuracies with 95 % bootstrap intervals over problems: greedy, mean@n, and pass@k and maj@k for each k.
+def by_problem(
+    greedy: Graded | None, sampled: Graded | None, ks: Sequence[int], scores: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Each metric's value on every problem [problems]: greedy, mean@n, pass@k and maj@k for each k.
 
-    In maj@k all right answers of a problem vote together, wrong ones by their class, and a sample from
-    which no answer could be read has no vote.
+    With `scores` [problems, n] of a reward model also best@k and weighted@n. In maj@k all right answers of a problem
+    vote together, wrong ones by their class, and a sample from which no answer could be read has no vote. What the
+    published rules say is `official/greedy` and `official/mean@n`.
     """
+    found = {}
+    if greedy is not None:
+        found["greedy"] = greedy.right[:, 0].astype(float)
+        found |= {} if greedy.official is None else {"official/greedy": greedy.official[:, 0].astype(float)}
+    if sampled is None:
+        return found
     n = sampled.right.shape[1]
-    votes = [
-        [RIGHT_ANSWER if ok else vote for vote, ok in zip(votes, right, strict=True)]
-        for votes, right in zip(sampled.votes, sampled.right, strict=True)
-    ]
-    by_problem = {"greedy": greedy.right[:, 0].astype(float), f"mean@{n}": mean_at_n(sampled.right)}
+    found[f"mean@{n}"] = mean_at_n(sampled.right)
+    found |= {} if sampled.official is None else {f"official/mean@{n}": mean_at_n(sampled.official)}
     for k in ks:
-        by_problem[f"pass@{k}"] = pass_at_k(sampled.right, k)
-        by_problem[f"maj@{k}"] = majority_at_k(votes, sampled.right, k)
-    return {name: interval(values, seed=seed) for name, values in by_problem.items()}
+        found[f"pass@{k}"] = pass_at_k(sampled.right, k)
+        found[f"maj@{k}"] = majority_at_k(sampled.votes, sampled.right, k)
+        found |= {} if scores is None else {f"best@{k}": best_of_k(scores, sampled.right, k)}
+    found |= {} if scores is None else {f"weighted@{n}": weighted_vote(sampled.votes, scores, sampled.right)}
+    return found
+
+
+def measures(values: Mapping[str, np.ndarray], *, seed: int) -> dict[str, dict[str, float]]:
+    """The means over problems of `by_problem`, each with its 95 % bootstrap interval."""
+    return {name: interval(row, seed=seed) for name, row in values.items()}
 
 
 def interval(values: Any, *, seed: int) -> dict[str, float]:
@@ -107,18 +195,31 @@ def interval(values: Any, *, seed: int) -> dict[str, float]:
     return {"value": float(mean), "low": float(low), "high": float(high)}
 
 
-def records(problems: Sequence[Problem], graded: Graded) -> Iterator[dict[str, Any]]:
+def counts(found: Graded) -> dict[str, int]:
+    """What became of the samples, apart from right and wrong; one sample may count under several names."""
+    unanswered = sum(answer is None for row in found.answers for answer in row)
+    return {
+        "samples": int(found.right.size),
+        "right": int(found.right.sum()),
+        "ungradable": int(found.unjudged.sum()),
+        "unanswered": unanswered,
+        "truncated": int((~found.finished).sum()) - found.too_long * found.right.shape[1],
+        "prompt too long": found.too_long * found.right.shape[1],
+    }
+
+
+def records(problems: Sequence[Problem], found: Graded) -> Iterator[dict[str, Any]]:
     """One JSON object a problem: question, reference answer, and what became of each sample."""
-    for i, texts in enumerate(graded.texts):
+    for i, texts in enumerate(found.texts):
         problem = problems[i]
         samples = [
             {
                 "text": text,
-                "answer": graded.answers[i][g],
-                "right": bool(graded.right[i, g]),
-                "unjudged": bool(graded.unjudged[i, g]),
-                "finished": bool(graded.finished[i, g]),
-                "length": int(graded.lengths[i, g]),
+                "answer": found.answers[i][g],
+                "right": bool(found.right[i, g]),
+                "unjudged": bool(found.unjudged[i, g]),
+                "finished": bool(found.finished[i, g]),
+                "length": int(found.lengths[i, g]),
             }
             for g, text in enumerate(texts)
         ]

@@ -40,7 +40,7 @@ _NEGATED = re.compile(r"\bnot\b|n't\b|不是|并非", re.IGNORECASE)
 _FOLLOWED = re.compile(
     r"\s+(?!(?:sqrt|sin|cos|tan|log|ln|exp|pi|times|over|plus|minus|mod|hundred|thousand|million|billion)\b)[a-zA-Z]{2}"
 )
-_JOINED = re.compile(r"\s*(?:,|;|and\b|or\b|to\b|-|–|/|\*|\+|=|\^|:|x\b)")
+_JOINED = re.compile(r"\s*(?:[,;，；、和或]|and\b|or\b|to\b|-|–|/|\*|\+|=|\^|:|x\b)")
 
 
 class Extraction(NamedTuple):
@@ -124,7 +124,7 @@ def _from_clause(clause: str) -> str | None:
     formulas = list(_MATH.finditer(clause[:1000]))
     if formulas:
         first = formulas[0]
-        in_list = re.search(r"[;,、]\s*$", clause[: first.start()]) or _JOINED.match(clause, first.end())
+        in_list = re.search(r"[;,，；、]\s*$", clause[: first.start()]) or _JOINED.match(clause, first.end())
         alone = len(formulas) == 1 or first.start() == 0
         return next(filter(None, first.groups())) if alone and not in_list else clause
     if read_quantity(normalise(clause)) is not None or _NEGATED.search(clause):

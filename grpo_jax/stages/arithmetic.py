@@ -20,7 +20,7 @@ def arithmetic(
         section = getattr(c, stage)
         if section is None or (only and stage not in only):
             continue
-        problems = count_problems(section.source, c.seed)
+        problems = count_problems(section.source, c.seed) if section.source else None
         rows.append({"stage": stage, "problems": problems} | _STEP[stage](c, section, shards, problems))
     return rows
 

@@ -1,9 +1,16 @@
-"""Held-out evaluation of a policy: records and numbers on disk, and the table of before and after."""
+"""Held-out evaluation of a policy: records and numbers on disk, and the table of before and after.
+
+`tasks_of` makes the tasks that training's evaluation and launch/evaluate.py share: the held-out problems of the
+settings, and benchmarks with their own prompts.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +18,26 @@ import jax
 import numpy as np
 
 from grpo_jax.config import EvaluationConfig
-from grpo_jax.evaluation.evaluate import Graded, Sampled, grade_samples, measures, records
+from grpo_jax.configure import ConfigError
+from grpo_jax.data.prompts import usable
+from grpo_jax.data.rows import check_answers
+from grpo_jax.data.templates import has_template
+from grpo_jax.evaluation.benchmark import BenchmarkConfig
+from grpo_jax.evaluation.evaluate import (
+    Generate,
+    Graded,
+    Sampled,
+    Task,
+    by_problem,
+    measures,
+    records,
+    run_task,
+)
+from grpo_jax.evaluation.judging import Judgement, judge_benchmark
+from grpo_jax.evaluation.prompts import prompting
+from grpo_jax.evaluation.reading import open_benchmark, read_problems
 from grpo_jax.reporting.files import is_primary, to_json, write_atomically
 from grpo_jax.reporting.progress import Progress
-from grpo_jax.rewards.equivalent import answer_key
 from grpo_jax.rewards.extract import extract_answer
 from grpo_jax.rewards.reward import Reward, RewardError, check_rewards, load_reward
 from grpo_jax.rewards.score import score
@@ -22,19 +45,26 @@ from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards, global_to_host, run_key
 from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
-from grpo_jax.stages.sources import load_answered
+from grpo_jax.stages.sources import read_source
 from grpo_jax.types import Problem
 
 # Folded into the run's seed, so that evaluation does not draw the noise of training.
 EVALUATION_STREAM = 1_000_003
 
+# A reward above this is a right answer.
+RIGHT = 0.5
+
 
 class Evaluator(NamedTuple):
-    """The held-out problems and the compiled programs, shared by all evaluations of a run."""
+    """The tasks of a run, shared by all its evaluations; their programs are compiled once."""
 
     run: Run
-    problems: Sequence[Problem]
-    reward: Reward
+    tasks: tuple[Task, ...]
+
+
+class Programs(NamedTuple):
+    """The two compiled ways to make completions."""
+
     greedy: Callable[..., Any]
     sampled: Callable[..., Any]
 
@@ -47,92 +77,179 @@ def prepare(run: Run) -> Evaluator:
         lanes_and_rows(c.batch_prompts, n, c.decode_rows, shards=batch_shards(run.mesh))
     length = run.config.prompt.max_prompt_length + c.sampling.max_completion_length
     run.check_length("prompt.max_prompt_length + evaluation.sampling.max_completion_length", length)
+    tasks = tasks_of(run)
+    for task in tasks:
+        kind = "held-out" if not task.name else task.name
+        run.note(f"evaluation: {len(task.problems)} {kind} problems, greedy and {c.num_samples} samples each")
+    return Evaluator(run, tasks)
+
+
+def tasks_of(run: Run) -> tuple[Task, ...]:
+    """The tasks of a run's evaluation, with programs that all of them share: they are of one shape."""
+    c: EvaluationConfig = run.config.evaluation
+    programs = Programs(
+        greedy=sampling_program(run.model, run.sampling(c.sampling, 1, greedy=True, decode_rows=c.decode_rows)),
+        sampled=sampling_program(run.model, run.sampling(c.sampling, c.num_samples, decode_rows=c.decode_rows)),
+    )
+    of_source = [source_task(run, programs)] if c.source else []
+    return (*of_source, *(benchmark_task(run, config, programs) for config in c.benchmarks or ()))
+
+
+def source_task(run: Run, programs: Programs) -> Task:
+    """The held-out problems of `evaluation.source`, judged by `evaluation.reward`."""
+    c: EvaluationConfig = run.config.evaluation
     reward = load_reward(c.reward)
     if reward.host is None or reward.columns is not None:
         raise RewardError(
             f"evaluation.reward: {c.reward.kind} judges arrays, not answers; give one that reads text, such as accuracy"
         )
     check_rewards([reward], run.workers)
-    problems = load_answered(run, c.source)
-    run.note(f"evaluation: {len(problems)} held-out problems, greedy and {c.num_samples} samples each")
-    return Evaluator(
-        run=run,
-        problems=problems,
-        reward=reward,
-        greedy=sampling_program(run.model, run.sampling(c.sampling, 1, greedy=True, decode_rows=c.decode_rows)),
-        sampled=sampling_program(run.model, run.sampling(c.sampling, c.num_samples, decode_rows=c.decode_rows)),
-    )
+    problems = read_source(run, c.source)
+    key = jax.random.fold_in(run_key(run.config.seed), EVALUATION_STREAM)
+    task = task_of(run, "", problems, programs, key, c.sampling.stop, partial(judge, run, reward))
+    check_answers([problems[int(i)] for i in task.usable])
+    return task
 
 
-def evaluate(evaluator: Evaluator, params: Any, advance: Callable[[], None]) -> tuple[Graded, Graded]:
-    """Greedy and sampled completions of all problems, graded."""
-    c: EvaluationConfig = evaluator.run.config.evaluation
-    key = jax.random.fold_in(run_key(evaluator.run.config.seed), EVALUATION_STREAM)
-    greedy, sampled = (
-        grade_samples(
-            evaluator.problems,
-            n,
-            batch_prompts=c.batch_prompts,
-            sample=lambda indices, program=program: draw(evaluator, program, params, key, indices),
-            judge=lambda problems, texts, n=n: judge(evaluator, problems, texts, n),
-            extract=extract_answer,
-            name_class=answer_key,
-            advance=advance,
+def benchmark_task(run: Run, config: BenchmarkConfig, programs: Programs) -> Task:
+    """A benchmark, asked in its own style and judged by its own rules."""
+    benchmark = open_benchmark(config.kind, config)
+    problems = read_problems(benchmark, config)
+    if config.style in ("tool", "program"):
+        raise ConfigError(
+            f"benchmark {benchmark.name}: style {config.style} needs completions that run programs, and this sampler "
+            "runs none; use zero_shot or few_shot"
         )
-        for n, program in ((1, evaluator.greedy), (c.num_samples, evaluator.sampled))
+    prompt, stop = prompting(
+        benchmark, config.style, run.config.prompt, shots=config.shots, chat=has_template(run.tokenizer)
     )
-    return greedy, sampled
+    asked = dataclasses.replace(run, config=dataclasses.replace(run.config, prompt=prompt))
+    key = jax.random.fold_in(run_key(run.config.seed), EVALUATION_STREAM)
+    key = jax.random.fold_in(key, zlib.crc32(benchmark.name.encode()))  # other noise for the n-th problem of each
+    stop = (*run.config.evaluation.sampling.stop, *stop)
+    judged = partial(judge_benchmark, benchmark, config.style, stop, workers=run.workers)
+    return task_of(asked, benchmark.name, problems, programs, key, stop, judged)
 
 
-def draw(evaluator: Evaluator, program: Callable[..., Any], params: Any, key: Any, indices: np.ndarray) -> Sampled:
+def task_of(
+    run: Run,
+    name: str,
+    problems: Sequence[Problem],
+    programs: Programs,
+    key: Any,
+    stop: Sequence[str],
+    judged: Callable[..., list[Judgement]],
+) -> Task:
+    """A task that samples with the compiled programs; its judgements are those of the first host."""
+    numbers = usable(problems, run.config.prompt, run.tokenizer, lambda note: run.note(f"{note}; they count as wrong"))
+
+    def generate(program: Callable[..., Any]) -> Generate:
+        return lambda policy, indices: draw(run, problems, program, policy, key, stop, indices)
+
+    def judge_together(asked: Sequence[Problem], texts: list[str]) -> list[Judgement]:
+        return agreed(judged(asked, texts))
+
+    return Task(name, problems, numbers, generate(programs.greedy), generate(programs.sampled), judge_together)
+
+
+def agreed(found: list[Judgement]) -> list[Judgement]:
+    """The same judgements with the grades of the first host, whose time limits may have been met elsewhere."""
+    names = ("right", "wrong", "ungradable")
+    grades = agree(np.array([names.index(one.grade) for one in found], np.int32))
+    return [one._replace(grade=names[int(grade)]) for one, grade in zip(found, grades, strict=True)]
+
+
+def draw(
+    run: Run,
+    problems: Sequence[Problem],
+    program: Callable[..., Any],
+    policy: Any,
+    key: Any,
+    stop: Sequence[str],
+    indices: np.ndarray,
+) -> Sampled:
     """Completions of some problems by a compiled program; the noise of a problem does not depend on its batch."""
-    run = evaluator.run
-    rollout = program(params, run.prompts(evaluator.problems, indices), key, 0)
-    rollout = run.end_at_stop(rollout, run.config.evaluation.sampling.stop)
+    rollout = program(policy, run.prompts(problems, indices), key, 0)
+    rollout = run.end_at_stop(rollout, stop)
     mask, finished = global_to_host((rollout.completion_mask, rollout.finished))
     return Sampled(run.texts(rollout), mask.sum(-1), finished)
 
 
-def judge(evaluator: Evaluator, problems: Sequence[Problem], texts: list[str], num_samples: int) -> np.ndarray:
-    """Rewards [P, n] of completions, NaN where they cannot be judged."""
-    run = evaluator.run
+def judge(run: Run, reward: Reward, problems: Sequence[Problem], texts: list[str]) -> list[Judgement]:
+    """What a reward says of completions: NaN is ungradable."""
     scored = score(
         problems,
         texts,
-        [evaluator.reward],
+        [reward],
         run.workers,
-        num_generations=num_samples,
+        num_generations=len(texts) // len(problems),
         prompts=[run.prompt_as_seen(problem) for problem in problems],
         conversational=run.conversational,
     )
-    return agree(scored.parts)[0]
+    values = scored.parts[0].reshape(-1)
+    return [
+        Judgement(extract_answer(text), "ungradable" if np.isnan(value) else "right" if value > RIGHT else "wrong")
+        for text, value in zip(texts, values, strict=True)
+    ]
 
 
-def run_evaluation(evaluator: Evaluator, params: Any, name: str, origin: str) -> dict[str, Any]:
+def evaluate(
+    evaluator: Evaluator, policy: Any, advance: Callable[[], None]
+) -> list[tuple[Task, Graded, Graded, dict[str, np.ndarray]]]:
+    """Each task with its greedy and sampled completions, graded, and its metrics by problem."""
+    c: EvaluationConfig = evaluator.run.config.evaluation
+    found = []
+    for task in evaluator.tasks:
+        greedy, sampled = (
+            run_task(task, generate, policy, n, batch_prompts=c.batch_prompts, advance=advance)
+            for n, generate in ((1, task.greedy), (c.num_samples, task.sampled))
+        )
+        found.append((task, greedy, sampled, by_problem(greedy, sampled, c.k)))
+    return found
+
+
+def passes(evaluator: Evaluator) -> int:
+    """Batches of an evaluation, greedy and sampled."""
+    size = evaluator.run.config.evaluation.batch_prompts
+    return sum(2 * -(-len(task.usable) // size) for task in evaluator.tasks)
+
+
+def metric_name(task: Task, name: str) -> str:
+    """The name of a task's metric in a log: "greedy", or "gsm8k/greedy"."""
+    return f"{task.name}/{name}" if task.name else name
+
+
+def run_evaluation(evaluator: Evaluator, policy: Any, name: str, origin: str) -> dict[str, Any]:
     """Evaluate a policy once and keep the result as evaluation/<name>.json with one record a problem beside it."""
     run, c = evaluator.run, evaluator.run.config.evaluation
-    passes = 2 * -(-len(evaluator.problems) // c.batch_prompts)  # greedy and sampled, batch by batch
 
     def advance() -> None:
         progress.advance()
         run.stop_if_asked(f"in evaluation {name!r}, which is not kept")
 
-    with Progress(f"evaluation {name}", total=passes, unit="part") as progress, progress.phase("evaluate"):
-        greedy, sampled = evaluate(evaluator, params, advance)
+    with Progress(f"evaluation {name}", total=passes(evaluator), unit="part") as progress, progress.phase("evaluate"):
+        found = evaluate(evaluator, policy, advance)
+    sampled = [one for _, _, one, _ in found]
+    metrics = {}
+    for task, _, _, values in found:
+        numbers = measures(values, seed=run.config.seed)
+        metrics |= {metric_name(task, metric): entry for metric, entry in numbers.items()}
     result = {
         "name": name,
         "title": origin,
-        "num_problems": len(evaluator.problems),
+        "num_problems": sum(len(task.problems) for task in evaluator.tasks),
         "num_samples": c.num_samples,
         "temperature": c.sampling.temperature,
-        "unjudged": int(sampled.unjudged.sum() + greedy.unjudged.sum()),
-        "truncated": float(1.0 - sampled.finished.mean()),
-        "mean_length": float(sampled.lengths.mean()),
-        "metrics": measures(greedy, sampled, c.k, seed=run.config.seed),
+        "unjudged": int(sum(one.unjudged.sum() for _, *both, _ in found for one in both)),
+        "truncated": float(1.0 - np.concatenate([one.finished.ravel() for one in sampled]).mean()),
+        "mean_length": float(np.concatenate([one.lengths.ravel() for one in sampled]).mean()),
+        "metrics": metrics,
     }
     if is_primary():
-        lines = "".join(to_json(record) + "\n" for record in records(evaluator.problems, sampled))
-        write_atomically(result_path(run, name).with_suffix(".samples.jsonl"), lines)
+        for task, _, one, _ in found:
+            lines = "".join(to_json(record) + "\n" for record in records(task.problems, one))
+            middle = f".{task.name}" if task.name else ""
+            write_atomically(result_path(run, name).with_suffix(f"{middle}.samples.jsonl"), lines)
         write_atomically(result_path(run, name), json.dumps(result, indent=1) + "\n")
     return result
 
@@ -142,20 +259,22 @@ class Stopped(Exception):
 
 
 def in_loop(evaluator: Evaluator) -> Callable[[Any], dict[str, float] | None]:
-    """`params -> {"eval/greedy": ..., "eval/mean@8": ...}` for the log of a training stage; None on a signal."""
-    c: EvaluationConfig = evaluator.run.config.evaluation
+    """`policy -> {"eval/greedy": ..., "eval/mean@8": ...}` for the log of a training stage; None on a signal."""
 
     def go_on() -> None:
         if evaluator.run.interruption.requested_anywhere():
             raise Stopped
 
-    def held_out(params: Any) -> dict[str, float] | None:
+    def held_out(policy: Any) -> dict[str, float] | None:
         try:
-            greedy, sampled = evaluate(evaluator, params, go_on)
+            found = evaluate(evaluator, policy, go_on)
         except Stopped:
             return None
-        numbers = measures(greedy, sampled, c.k, seed=evaluator.run.config.seed)
-        return {f"eval/{name}": entry["value"] for name, entry in numbers.items()}
+        return {
+            f"eval/{metric_name(task, name)}": float(row.mean())
+            for task, _, _, values in found
+            for name, row in values.items()
+        }
 
     return held_out
 

@@ -58,7 +58,7 @@ def alphabet(config: Config) -> str:
     """
     sections = [section for section in (config.sft, config.rl, config.evaluation) if section]
     characters = prompt_characters(config.prompt)
-    for source in (section.source for section in sections):
+    for source in (section.source for section in sections if section.source):
         module = find("data.sources", source.kind)
         if not hasattr(module, "alphabet"):
             raise ConfigError(

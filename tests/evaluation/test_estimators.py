@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from grpo_jax.evaluation.estimators import (
+    best_of_k,
     bootstrap,
     majority_at_k,
     majority_of_counts,
     mean_at_n,
     paired_bootstrap,
+    paired_p_value,
     pass_at_k,
+    weighted_vote,
 )
 
 
@@ -206,3 +209,69 @@ def test_wrong_inputs_are_named():
         bootstrap([1.0, np.nan], seed=0)
     with pytest.raises(ValueError, match=r"before is \[2\], after is \[3\]"):
         paired_bootstrap([1, 2], [1, 2, 3], seed=0)
+
+
+def test_best_of_k_is_the_mean_over_all_subsets():
+    """Ties among the best scores are broken at random."""
+    generator = np.random.default_rng(3)
+    for n in (1, 3, 6):
+        scores, correct = generator.integers(3, size=n) / 2.0, generator.integers(2, size=n).astype(bool)
+        for k in range(1, n + 1):
+            shares = []
+            for subset in map(list, itertools.combinations(range(n), k)):
+                best = [i for i in subset if scores[i] == scores[subset].max()]
+                shares.append(np.mean(correct[best]))
+            np.testing.assert_allclose(best_of_k([scores], [correct], k), [np.mean(shares)], rtol=1e-12)
+
+
+def test_best_of_k_rises_with_a_perfect_scorer_and_is_mean_at_n_for_one():
+    correct = np.tril(np.ones((9, 8), bool), -1)
+    np.testing.assert_allclose(best_of_k(correct.astype(float), correct, 3), pass_at_k(correct, 3))
+    np.testing.assert_allclose(best_of_k(np.random.default_rng(0).random((9, 8)), correct, 1), mean_at_n(correct))
+
+
+def test_weighted_vote_golden(vectors):
+    """Best-of-N takes 600, the weighted vote 10: vectors `best_of_n`."""
+    vector = vectors["best_of_n"]
+    answers = [candidate["ans"] for candidate in vector["inputs"]["candidates"]]
+    scores = [min(candidate["steps"]) for candidate in vector["inputs"]["candidates"]]
+    for answer, best, voted in (("600", 1.0, 0.0), ("10", 0.0, 1.0)):
+        correct = [[a == answer for a in answers]]
+        assert best_of_k([scores], correct, len(answers))[0] == best
+        assert weighted_vote([answers], [scores], correct)[0] == voted
+
+
+def test_weighted_vote_by_hand():
+    cases = [
+        (["a", "a", "b"], [0.2, 0.2, 0.5], [True, True, False], 0.0),
+        (["a", "a", "b"], [0.25, 0.25, 0.5], [True, True, False], 0.5),
+        ([None, "a", "b"], [9.0, 0.2, 0.1], [False, True, False], 1.0),
+        ([None, None, None], [1.0, 1.0, 1.0], [False, False, False], 0.0),
+    ]
+    for answers, scores, correct, value in cases:
+        assert weighted_vote([answers], [scores], [correct])[0] == value
+    equal = [["a", "b", "a", None]]
+    votes = majority_at_k(equal, [[True, False, True, False]], 4)
+    assert weighted_vote(equal, np.ones((1, 4)), [[True, False, True, False]]) == votes
+
+
+@pytest.mark.parametrize("function", [lambda s, c: best_of_k(s, c, 1), lambda s, c: weighted_vote([["a"]], s, c)])
+def test_scores_that_do_not_fit_are_refused(function):
+    for scores in ([[1.0, 2.0]], [[float("nan")]]):
+        with pytest.raises(ValueError, match="scores must be finite numbers of the shape"):
+            function(scores, [[True]])
+
+
+def test_paired_p_value():
+    """Against every one of the 2^n signs; equal values differ by chance alone."""
+    generator = np.random.default_rng(0)
+    before, after = generator.integers(2, size=(2, 12)).astype(float)
+    difference = after - before
+    sums = [abs(np.dot(signs, difference)) for signs in itertools.product((-1, 1), repeat=12)]
+    exact = np.mean(np.array(sums) >= abs(difference.sum()) - 1e-12)
+    assert paired_p_value(before, after, seed=1) == pytest.approx(exact, abs=0.02)
+    assert paired_p_value(before, before, seed=1) == 1.0
+    assert paired_p_value(np.zeros(40), np.ones(40), seed=1) == pytest.approx(1 / 10_001)
+    assert paired_p_value(before, after, seed=1) == paired_p_value(after, before, seed=1)
+    with pytest.raises(ValueError, match="before is"):
+        paired_p_value([0.0], [0.0, 1.0], seed=1)

@@ -3,7 +3,20 @@
 import numpy as np
 import pytest
 
-from grpo_jax.evaluation.evaluate import Sampled, batches, grade_samples, measures, records
+from grpo_jax.evaluation.evaluate import (
+    Completion,
+    Sampled,
+    Task,
+    batches,
+    by_problem,
+    counts,
+    graded,
+    measures,
+    records,
+    run_task,
+)
+from grpo_jax.evaluation.judging import Judgement
+from grpo_jax.evaluation.voting import RIGHT_ANSWER, classes
 from grpo_jax.types import Problem
 
 PROBLEMS = [Problem(question=f"{i}+0", answer=str(i), id=f"p{i}") for i in range(10)]
@@ -14,32 +27,44 @@ def script(i, g):
     return {4: "none", 5: "unjudged"}.get(g, str(i) if g < i else f"wrong{g % 2}")
 
 
-def graded(n, size, seen=None):
-    def sample(indices):
+def judge(problems, texts):
+    n = len(texts) // len(problems)
+    asked = [p for p in problems for _ in range(n)]
+    return [
+        Judgement(
+            None if text == "none" else text,
+            "ungradable" if text == "unjudged" else "right" if text == problem.answer else "wrong",
+        )
+        for problem, text in zip(asked, texts, strict=True)
+    ]
+
+
+def scripted(n, seen=None, problems=PROBLEMS, usable=None):
+    def sample(policy, indices):
         if seen is not None:
             seen.append(indices)
         texts = [script(int(i), g) for i in indices for g in range(n)]
-        return Sampled(texts, np.arange(len(texts)), np.array([t != "none" for t in texts]))
+        return Sampled(texts, np.arange(len(texts)) % (len(texts) or 1), np.array([t != "none" for t in texts]))
 
-    def judge(problems, texts):
-        values = [
-            np.nan if text == "unjudged" else float(text == problem.answer)
-            for problem, text in zip([p for p in problems for _ in range(n)], texts, strict=True)
-        ]
-        return np.array(values).reshape(len(problems), n)
+    numbers = np.arange(len(problems)) if usable is None else np.asarray(usable)
+    return Task("script", problems, numbers, sample, sample, judge)
 
-    extract = {"none": None}.get
-    return grade_samples(
-        PROBLEMS, n, batch_prompts=size, sample=sample, judge=judge, extract=lambda text: extract(text, text)
-    )
+
+def of_script(n, size, seen=None, **options):
+    task = scripted(n, seen, **options)
+    return run_task(task, task.sampled, None, n, batch_prompts=size)
+
+
+def numbers(greedy, sampled, ks):
+    return measures(by_problem(greedy, sampled, ks), seed=0)
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 10, 16])
 def test_every_problem_once_in_batches_of_one_shape(size):
     seen = []
-    got = graded(6, size, seen)
+    got = of_script(6, size, seen)
     assert {len(indices) for indices in seen} == {size}
-    expected = graded(6, 10)
+    expected = of_script(6, 10)
     np.testing.assert_array_equal(got.right, expected.right)
     np.testing.assert_array_equal(got.unjudged, expected.unjudged)
     assert got.texts == expected.texts and got.right.shape == (10, 6)
@@ -54,26 +79,60 @@ def test_batches_cover_all():
 
 
 def test_measures_by_hand():
-    sampled = graded(6, 4)
-    numbers = measures(graded(1, 4), sampled, (1, 6), seed=0)
+    found = numbers(of_script(1, 4), of_script(6, 4), (1, 6))
     right = np.array([min(i, 4) for i in range(10)])  # of 6 samples
-    assert numbers["mean@6"]["value"] == pytest.approx((right / 6).mean())
-    assert numbers["pass@1"]["value"] == pytest.approx((right / 6).mean())
-    assert numbers["pass@6"]["value"] == pytest.approx(0.9)
-    assert numbers["greedy"]["value"] == pytest.approx(0.9)
-    for entry in numbers.values():
+    assert found["mean@6"]["value"] == pytest.approx((right / 6).mean())
+    assert found["pass@1"]["value"] == pytest.approx((right / 6).mean())
+    assert found["pass@6"]["value"] == pytest.approx(0.9)
+    assert found["greedy"]["value"] == pytest.approx(0.9)
+    assert "official/greedy" not in found
+    for entry in found.values():
         assert entry["low"] <= entry["value"] <= entry["high"]
 
 
 def test_the_vote_is_over_answers_and_none_has_no_vote():
     """Problem 2: right x2, wrong0, wrong1 once each, none, unjudged once: the right answer wins."""
-    numbers = measures(graded(1, 4), graded(6, 4), (6,), seed=0)
     # Problem 1 has one vote each for right, wrong0 and unjudged and two for wrong1: lost. From 2 on right leads.
-    assert numbers["maj@6"]["value"] == pytest.approx(0.8)
+    assert numbers(of_script(1, 4), of_script(6, 4), (6,))["maj@6"]["value"] == pytest.approx(0.8)
+
+
+def test_a_prompt_that_does_not_fit_counts_as_wrong():
+    """The denominator is the problems asked for; the noise of the others is that of their own numbers."""
+    seen = []
+    got = of_script(6, 4, seen, usable=[1, 2, 3, 5, 9])
+    whole = of_script(6, 4)
+    assert got.right.shape == (10, 6) and got.too_long == 5
+    np.testing.assert_array_equal(got.right[[1, 2, 3, 5, 9]], whole.right[[1, 2, 3, 5, 9]])
+    assert not got.right[[0, 4, 6, 7, 8]].any()
+    assert sorted({int(i) for batch in seen for i in batch}) == [1, 2, 3, 5, 9]
+    assert counts(got)["prompt too long"] == 30 and counts(got)["truncated"] == 5
+    assert numbers(None, got, (6,))["pass@6"]["value"] == pytest.approx(0.5)
+
+
+def test_what_became_of_the_samples_is_counted_apart():
+    found = counts(of_script(6, 4))
+    assert found["samples"] == 60 and found["right"] == sum(min(i, 4) for i in range(10))
+    assert found["ungradable"] == found["unanswered"] == found["truncated"] == 10 and found["prompt too long"] == 0
+
+
+def test_known_samples_are_neither_made_nor_kept_again():
+    """Batches that are complete are passed over, the others give what is missing; the result is the unbroken one."""
+    kept, seen = [], []
+    task = scripted(6, seen)
+    whole = run_task(task, task.sampled, None, 6, batch_prompts=4, keep=kept.extend)
+    assert len(kept) == len({(one.index, one.sample) for one in kept}) == 60
+    for cut in (0, 1, 24, 25, 41, 60):
+        known = {(one.index, one.sample): one for one in kept[:cut]}
+        del seen[:]
+        rest = []
+        again = run_task(task, task.sampled, None, 6, batch_prompts=4, known=known, keep=rest.extend)
+        assert kept[:cut] + rest == kept
+        assert len(seen) == 3 - (cut // 24 if cut < 60 else 3)
+        assert again.texts == whole.texts and (again.right == whole.right).all()
 
 
 def test_records_tell_what_happened():
-    rows = list(records(PROBLEMS, graded(6, 4)))
+    rows = list(records(PROBLEMS, of_script(6, 4)))
     assert rows[3]["id"] == "p3" and rows[3]["answer"] == "3"
     samples = rows[3]["samples"]
     assert [s["right"] for s in samples] == [True, True, True, False, False, False]
@@ -82,21 +141,31 @@ def test_records_tell_what_happened():
 
 
 def test_wrong_answers_vote_by_their_class():
-    """0.5, 1/2 and \\frac{1}{2} are one wrong answer, and outvote one right one."""
-    texts = ["0.5", "\\frac{1}{2}", "1/2", "7"]
-    kinds = {"0.5": "half", "\\frac{1}{2}": "half", "1/2": "half"}
+    """0.5, 1/2 and 2/4 are one wrong answer, and outvote one right one; so do formulas that mean the same."""
+    for wrong in (["0.5", "\\frac{1}{2}", "2/4"], ["x+1", "1+x", "\\frac{2x+2}{2}"]):
+        rows = [
+            [Completion(0, g, a, 1, True, a, "right" if a == "7" else "wrong") for g, a in enumerate([*wrong, "7"])]
+        ]
+        found = graded(rows)
+        assert len(set(found.votes[0][:3])) == 1 and found.votes[0][3] == RIGHT_ANSWER
+        assert numbers(found, found, (4,))["maj@4"]["value"] == 0.0
+    as_text = classes(["0.5", "x+1", "1+x", "7"], [False] * 3 + [True], same=lambda a, b: False)
+    assert len(set(as_text)) == 4
+    assert classes([None, "1", "1.0"], [False, False, False])[0] is None
 
-    def run(**options):
-        graded = grade_samples(
-            [Problem(question="?", answer="7")],
-            4,
-            batch_prompts=1,
-            sample=lambda indices: Sampled(texts, np.ones(4), np.ones(4, bool)),
-            judge=lambda problems, answers: np.array([[float(a == "7") for a in answers]]),
-            extract=lambda text: text,
-            **options,
-        )
-        return measures(graded, graded, (4,), seed=0)["maj@4"]["value"], graded.answers
 
-    assert run(name_class=lambda answer: kinds.get(answer, answer)) == (0.0, [texts])
-    assert run()[0] == 0.25  # as text, all four tie
+def test_right_answers_in_other_forms_vote_together():
+    found = graded([[Completion(0, g, a, 1, True, a, "right") for g, a in enumerate(["1/2", "0.5", "\\tfrac12"])]])
+    assert set(found.votes[0]) == {RIGHT_ANSWER}
+
+
+def test_published_rules_and_scores_have_metrics_of_their_own():
+    row = [
+        Completion(0, g, "x", 1, True, a, "right" if a == "7" else "wrong", "", a == "8") for g, a in enumerate("778")
+    ]
+    found = graded([row])
+    scores = np.array([[0.1, 0.2, 0.9]])
+    values = by_problem(found, found, (1, 3), scores)
+    assert values["official/greedy"][0] == 0.0 and values["official/mean@3"][0] == pytest.approx(1 / 3)
+    assert values["best@3"][0] == 0.0 and values["best@1"][0] == pytest.approx(2 / 3)
+    assert values["weighted@3"][0] == 0.0 and values["maj@3"][0] == 1.0

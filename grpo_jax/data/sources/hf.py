@@ -36,11 +36,12 @@ def build(config: Config, seed: int) -> Sequence[Problem]:
 
     del seed
     name = f"{config.path}/{config.split}"
-    rows = _load(config)
+    rows = load_rows(config)
     return problems_from_rows(((str(i), row) for i, row in enumerate(rows)), config, name)
 
 
-def _load(config: Config):
+def load_rows(config: Config):
+    """Return the rows of the split as the data set has them; raises `RowError`."""
     from pathlib import Path
 
     from grpo_jax.data.rows import RowError

@@ -1,0 +1,60 @@
+"""DeepSeek-Math's published rules by benchmark: completion and problem in, right or not.
+
+The rules themselves, known errors included, are in `rewards/official.py` and `rewards/official_extract.py`; numbers
+made with them compare with the paper's (arXiv:2402.03300, tables 2 and 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from grpo_jax.rewards import official, official_extract
+from grpo_jax.types import Problem
+
+Rule = Callable[[str, Problem], bool]
+
+
+def last(completion: str, problem: Problem) -> bool:
+    """Zero-shot sets with one answer: the last candidate counts."""
+    return official.same(official_extract.last_answer(completion), official.normalise(problem.answer))
+
+
+def gsm8k_few_shot(completion: str, problem: Problem) -> bool:
+    """The last number before the next question."""
+    return official.same(official_extract.gsm8k_few_shot(completion), problem.answer)
+
+
+def cmath_few_shot(completion: str, problem: Problem) -> bool:
+    """The last number of the line after the first 答案是."""
+    return official.same(official_extract.cmath_few_shot(completion), problem.answer)
+
+
+def math(completion: str, problem: Problem) -> bool:
+    """All boxes of the completion against all of the reference solution; in a list, each item is one."""
+    golds = official_extract.answers(problem.solution or problem.answer)
+    given = official_extract.answers(completion)
+    if "separated by commas" in problem.question and not any(bracket in "".join(golds) for bracket in "()[]"):
+        golds, given = ([item for answer in answers for item in answer.split(",")] for answers in (golds, given))
+    return official.same_lists(given, golds)
+
+
+def math_few_shot(completion: str, problem: Problem) -> bool:
+    """The same, before the next problem."""
+    return math(completion.split("Problem:")[0], problem)
+
+
+def choice(completion: str, problem: Problem) -> bool:
+    """The letter of the first "the final answer is (X)"."""
+    return official_extract.choice(completion) == problem.answer
+
+
+def cloze(completion: str, problem: Problem) -> bool:
+    """The blanks in their order."""
+    golds = [official.normalise(part) for part in problem.answer.split(";")]
+    given = official_extract.cloze(completion, len(golds))
+    return len(given) == len(golds) and all(map(official.same, given, golds))
+
+
+def mathqa(completion: str, problem: Problem) -> bool:
+    """One letter against the label, which may have several."""
+    return official_extract.mathqa(completion) == problem.answer

@@ -1,0 +1,45 @@
+"""Benchmarks in training: the same tasks as launch/evaluate.py, in the log and before and after."""
+
+import json
+
+import pytest
+from small_runs import EVALUATION, metrics, run, write_settings
+
+from grpo_jax.configure import ConfigError
+
+
+def with_benchmarks(folder, **settings):
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"problem": f"{a}+{b}=", "answer": str(a + b)} for a, b in ((11, 2), (14, 3), (25, 4))]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmark = {"kind": "aime", "data": str(folder / "sums.jsonl")} | settings
+    return {**EVALUATION, "benchmarks": [benchmark]}
+
+
+def test_in_the_log_and_before_and_after(tmp_path, workers):
+    evaluation = with_benchmarks(tmp_path)
+    file = write_settings(tmp_path / "run.yaml", rl={"max_steps": 2, "eval_steps": 2}, evaluation=evaluation)
+    run(file, tmp_path / "run", workers)
+    after = json.loads((tmp_path / "run" / "evaluation" / "after.json").read_text())
+    last = metrics(tmp_path / "run", "rl")[-1]
+    for name in ("greedy", "mean@2", "pass@2", "maj@2", "aime/greedy", "aime/mean@2", "aime/maj@2"):
+        assert last[f"eval/{name}"] == pytest.approx(after["metrics"][name]["value"])
+    assert not any("official" in name for name in after["metrics"])  # the style as_run has no published rules
+    rows = (tmp_path / "run" / "evaluation" / "after.aime.samples.jsonl").read_text().splitlines()
+    assert [json.loads(row)["id"] for row in rows] == ["aime/0", "aime/1", "aime/2"]
+    assert (tmp_path / "run" / "evaluation" / "after.samples.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"style": "tool"}, "style tool needs completions that run programs"),
+        ({"style": "few_shot"}, "there is no such prompt"),
+        ({"data": "no_such_folder"}, "no_such_folder does not exist"),
+    ],
+)
+def test_refused_before_training(settings, words, tmp_path, workers):
+    file = write_settings(tmp_path / "run.yaml", evaluation=with_benchmarks(tmp_path, **settings))
+    with pytest.raises((ConfigError, ValueError), match=words):
+        run(file, tmp_path / "run", workers)
+    assert not (tmp_path / "run" / "sft").exists()
