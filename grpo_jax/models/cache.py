@@ -29,7 +29,7 @@ class Cache:
     v: Layers  # as k
     positions: Array  # [B, S] i32
     segments: Array  # [B, S] i32
-    length: Array  # [] i32, the slot of the next token
+    length: Array  # [] i32, the slot of the next token; [B]: of each row, for one token at a time
     rows: Array | None = None  # [B] i32, of a prefix: the row that each query row continues (`of_rows`); None: in order
 
     @property
@@ -81,6 +81,27 @@ def _array(layers: Layers) -> Array:
     return jnp.stack(layers) if isinstance(layers, tuple) else layers
 
 
+def write_slots(old: Array, new: Array, slot: Array, *, rows: int, slots: int, first: Array | int = 0) -> Array:
+    """Write new tokens into a cache from a slot on: [] for all rows, or each row's own, [B].
+
+    old [..., B, ..., S, ...] and new, which has fewer slots; `rows` and `slots` are the axes, `first` the place on axis
+    0 if that is neither of them.
+    """
+    start = [jnp.zeros((), jnp.int32)] * old.ndim
+    start[0] = jnp.asarray(first, jnp.int32)
+    if slot.ndim == 0:
+        start[slots] = slot
+        return jax.lax.dynamic_update_slice(old, new, start)
+
+    def one(old: Array, new: Array, slot: Array) -> Array:
+        at = [*start]
+        at[slots] = slot
+        del at[rows]
+        return jax.lax.dynamic_update_slice(old, new, at)
+
+    return jax.vmap(one, in_axes=(rows, rows, 0), out_axes=rows)(old, new, slot)
+
+
 def advance(cache: Cache, sequences: Sequences) -> Cache:
     """The cache after `T` new tokens, without their keys and values: positions, segments and length.
 
@@ -96,7 +117,6 @@ def advance(cache: Cache, sequences: Sequences) -> Cache:
     if cache.size == time:  # it must be empty: the new tokens are all there is, and nothing needs copying
         positions, segments = sequences.positions, sequences.segments
     else:
-        start = (jnp.zeros((), jnp.int32), cache.length)
-        positions = jax.lax.dynamic_update_slice(cache.positions, sequences.positions, start)
-        segments = jax.lax.dynamic_update_slice(cache.segments, sequences.segments, start)
+        positions = write_slots(cache.positions, sequences.positions, cache.length, rows=0, slots=1)
+        segments = write_slots(cache.segments, sequences.segments, cache.length, rows=0, slots=1)
     return cache.replace(positions=positions, segments=segments, length=cache.length + time)

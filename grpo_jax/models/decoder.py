@@ -18,7 +18,7 @@ from jax import Array
 
 from grpo_jax.config import ArchitectureConfig
 from grpo_jax.models import attention, ops
-from grpo_jax.models.cache import Cache, advance, of_rows, stack, unstack
+from grpo_jax.models.cache import Cache, advance, of_rows, stack, unstack, write_slots
 from grpo_jax.models.decoding import DECODE, WEIGHTS
 from grpo_jax.models.experts import KERNELS
 from grpo_jax.models.lora import Lora
@@ -179,10 +179,10 @@ class Decoder(nn.Module):
     ) -> tuple[Array, Cache | None]:
         """Final-normed hidden states [B, T, D], or scores [B, T] f32 of the scalar head, and the new cache.
 
-        With `cache` the new tokens are written at `cache.length` and queries look at the whole cache. A
-        cache with exactly T slots is taken to be empty: it is filled without a copy, and gradients flow
-        through the result. `prefix` is a cache of P rows that is only read: row p is the shared context of
-        rows p*G .. p*G + G-1, unless it says which row each query row continues; of several, each has its own number
+        With `cache` the new tokens are written at `cache.length`, which may be a slot for each row, and queries look
+        at the whole cache. A cache with exactly T slots is taken to be empty: it is filled without a copy, and
+        gradients flow through the result. `prefix` is a cache of P rows that is only read: row p is the shared context
+        of rows p*G .. p*G + G-1, unless it says which row each query row continues; of several, each has its own number
         of rows. Parameters with the key `lora` are a base with adapters (`lora.py`), those with `decode` are laid out
         for a decode loop (`decoding.py`), those with `scales` are integers (`quantize.py`).
         """
@@ -233,11 +233,11 @@ def _layer(config: DecoderConfig, sequences: Sequences, cache: Cache | None, pre
 
     def write(old: Array, new: Array, index: Array | None) -> tuple[Array, Array]:
         """(keys or values that this layer sees, what to keep), the new ones at their slots."""
-        start = (0, 0, cache.length - time, 0)
+        slot = cache.length - time
         if index is None:
-            old = jax.lax.dynamic_update_slice(old, new, start)
+            old = write_slots(old, new, slot, rows=0, slots=2)
             return old, old
-        old = jax.lax.dynamic_update_slice(old, new[None], (index, *start))
+        old = write_slots(old, new[None], slot, rows=1, slots=3, first=index)
         return jax.lax.dynamic_index_in_dim(old, index, keepdims=False), old
 
     def apply(x, weights, cached, shared=(), window=None, index=None):

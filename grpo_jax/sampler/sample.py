@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -93,14 +93,17 @@ def sample(model: Decoder, params: Any, prompts: Prompts, key: Array, *, samplin
             tokens=state.tokens.at[state.step].set(token.reshape(R, M)),
             logprobs=state.logprobs.at[state.step].set(logprobs.reshape(R, M)),
         )
-        return _fill(state, read, num_generations=G) if refills else state
+        return fill(state, read, num_generations=G) if refills else state
 
-    state = _fill(_start(decoder.config, read, M, sampling), read, num_generations=G)
+    state = fill(_start(decoder.config, read, M, sampling), read, num_generations=G)
     if refills:
         state = jax.lax.while_loop(lambda state: unfinished(state.slots), lambda state: step(state, ()), state)
     else:
         state = _in_blocks(state, step, lambda size: empty_cache(decoder.config, R * M, size), sampling)
     return _rollout(prompts, state, sampling)
+
+
+State = TypeVar("State")  # a tuple with step, slots, present, hidden and cache, as _Decode
 
 
 def _start(config: DecoderConfig, read: Prompted, M: int, sampling: Sampling) -> _Decode:
@@ -118,7 +121,7 @@ def _start(config: DecoderConfig, read: Prompted, M: int, sampling: Sampling) ->
     )
 
 
-def _fill(state: _Decode, read: Prompted, *, num_generations: int) -> _Decode:
+def fill(state: State, read: Prompted, *, num_generations: int) -> State:
     """Let idle rows begin the completions that wait."""
     slots, begins = refill(state.slots, state.step, num_generations=num_generations)
     present = state.present

@@ -108,13 +108,16 @@ def refill(slots: Slots, step: Array, *, num_generations: int) -> tuple[Slots, A
 def advance_slots(slots: Slots, ends: Array, *, limit: int) -> Slots:
     """Count one more token for each active row; rows whose token `ends` [R, M] the completion, or fills it, go idle."""
     t = jnp.where(slots.active, slots.t + 1, slots.t)
-    done = slots.active & (ends | (t == limit))
+    return close_slots(slots.replace(t=t), slots.active & (ends | (t == limit)), ends)
+
+
+def close_slots(slots: Slots, done: Array, ends: Array) -> Slots:
+    """Note the completions of the rows `done` [R, M], and which of them end by themselves; the rows go idle."""
     jobs = slots.started.shape[1]
     at = done[:, :, None] & (slots.job[:, :, None] == jnp.arange(jobs))  # [R, M, J]
     return slots.replace(
-        t=t,
         active=slots.active & ~done,
-        length=jnp.where(at.any(1), jnp.sum(at * t[:, :, None], 1), slots.length),
+        length=jnp.where(at.any(1), jnp.sum(at * slots.t[:, :, None], 1), slots.length),
         ended=slots.ended | (at & ends[:, :, None]).any(1),
     )
 
