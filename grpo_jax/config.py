@@ -296,6 +296,16 @@ class RLConfig:
     """Of the decode loop: the trainer's, or quantised to 8 bits by output channel, corrected by importance_cap."""
     importance_cap: Annotated[float, pydantic.Field(ge=1.0)] | None = None
     """Multiply each token's term by the trainer's over the sampler's probability, at most this; None: not at all."""
+    importance_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "token_truncate"
+    """Whose probability, the token's or its completion's, and whether what is above importance_cap counts so much, or
+    not at all. (TRL: sequence_mask, 3.0.)"""
+    entropy_coef: NonNegative = 0.0
+    """Added to each token's objective, times the entropy there; 0: entropy is only logged. (TRL 0.0.)"""
+    mask_truncated_completions: bool = False
+    """Do not train on completions that the length limit cut; they still count in the baseline. (TRL false.)"""
+    dead_groups: Literal["auto", "count", "exclude"] = "auto"
+    """Groups whose rewards are all equal: count them in the means, or exclude them; auto: as the algorithm says (dapo
+    excludes, others count). Their share is logged in any case."""
     max_logprob_gap: NonNegative = 0.05
     """Stop if the mean gap between the sampler's and the trainer's log-probabilities exceeds this (nats); the
     trainer's with the weights that were sampled from, before any rounding of theirs."""

@@ -47,6 +47,51 @@ def leave_one_out(rewards: Array) -> Array:
     return jnp.where(count > 1, group_centered(rewards) * count / jnp.maximum(count - 1, 1), 0.0)
 
 
+def batch_scaled(rewards: Array) -> Array:
+    """Reward minus the mean of its group, over the deviation of all rewards of the batch: `(r_i - mean(r)) / std(R)`.
+
+    rewards [P, G] -> [P, G] f32. TRL's `scale_rewards: batch` (there the sample's deviation and 1e-4 added). The
+    easiest and the hardest prompts, whose groups have little spread, weigh no more than others.
+    """
+    rewards = rewards.astype(jnp.float32)
+    judged = ~jnp.isnan(rewards)
+    deviation = _deviation(_centered(rewards, judged, axes=(-2, -1)), judged, axes=(-2, -1))
+    return _divided(_centered(rewards, judged, axes=(-1,)), deviation)
+
+
+def globally_normalized(rewards: Array) -> Array:
+    """Centred by group, then normalised over the batch: `a = r - mean(r)`, `A = (a - mean(a)) / std(a)`.
+
+    rewards [P, G] -> [P, G] f32. REINFORCE++ with baseline, arXiv:2501.03262, section 3. mean(a) over the batch is 0
+    up to rounding, whatever the groups' sizes, so that nothing is left to subtract.
+    """
+    rewards = rewards.astype(jnp.float32)
+    judged = ~jnp.isnan(rewards)
+    centered = _centered(rewards, judged, axes=(-1,))
+    return _divided(centered, _deviation(centered, judged, axes=(-2, -1)))
+
+
+SCALES = {"group": group_normalized, "batch": batch_scaled, "none": group_centered}
+"""What divides a centred reward: the deviation of its group, that of the batch, or nothing."""
+
+
+def correct_only(rewards: Array, *, threshold: float = 0.5) -> Array:
+    """The indicator of a right completion: `I(o) = 1 if r > threshold else 0`.
+
+    rewards [P, G] -> [P, G] f32. RFT and online RFT, arXiv:2402.03300, eq. 10.
+    """
+    return (rewards > threshold).astype(jnp.float32)
+
+
+def whitened(advantages: Array, mask: Array) -> Array:
+    """Advantages with mean 0 and deviation 1 over the tokens of the batch: `(A - mean(A)) / std(A)`.
+
+    advantages, mask [B, T] -> [B, T] f32, 0 off the mask. A setting of PPO that is not in the paper; the deviation is
+    the population's (verl: the sample's).
+    """
+    return _over_deviation(advantages.astype(jnp.float32), mask, axes=(-2, -1))
+
+
 def process_normalized(steps: Array, step_mask: Array) -> Array:
     """Normalised step rewards, summed from each token to the end of its completion.
 
@@ -94,10 +139,18 @@ def _centered(rewards: Array, judged: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _over_deviation(rewards: Array, judged: Array, axes: tuple[int, ...]) -> Array:
-    count = jnp.maximum(judged.sum(axes, keepdims=True), 1)
     centered = _centered(rewards, judged, axes)
-    variance = (centered**2).sum(axes, keepdims=True) / count
-    return jnp.where(variance > 0, centered / jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
+    return _divided(centered, _deviation(centered, judged, axes))
+
+
+def _deviation(centered: Array, judged: Array, axes: tuple[int, ...]) -> Array:
+    """The population's deviation of what is centred, and 0 where it is not judged."""
+    count = jnp.maximum(judged.sum(axes, keepdims=True), 1)
+    return jnp.sqrt((centered**2).sum(axes, keepdims=True) / count)
+
+
+def _divided(centered: Array, deviation: Array) -> Array:
+    return jnp.where(deviation > 0, centered / jnp.where(deviation > 0, deviation, 1.0), 0.0)
 
 
 def _has_spread(rewards: Array, judged: Array, axes: tuple[int, ...]) -> Array:

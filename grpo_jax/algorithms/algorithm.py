@@ -7,12 +7,14 @@ and an algorithm that turns rewards into a gradient coefficient for every token.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from grpo_jax.algorithms.advantages import dead_groups
 from grpo_jax.algorithms.objectives import Metrics
 from grpo_jax.types import Experience, Rewards, Rollout
 
@@ -20,6 +22,14 @@ from grpo_jax.types import Experience, Rewards, Rollout
 def all_groups(rewards: Array) -> Array:
     """Every group is worth training on. [P, G] -> [P] bool."""
     return jnp.ones(rewards.shape[:1], bool)
+
+
+def mixed_outcomes(rewards: Array) -> Array:
+    """Groups whose rewards differ: the others have no advantage. [P, G] -> [P] bool.
+
+    DAPO, arXiv:2503.14476, eq. 11, where rewards are right or wrong: neither none of the group is right, nor all are.
+    """
+    return ~dead_groups(rewards)
 
 
 class Algorithm(NamedTuple):
@@ -31,6 +41,13 @@ class Algorithm(NamedTuple):
     keep: Callable[[Array], Array] = all_groups  # rewards [P, G] -> [P] bool
     rows: int = 1  # rows that must stay together
     reference: bool = False  # whether `ref_logprobs` are needed
+    penalty: Callable[[Array, Array, Array], Array] | None = None  # (logprobs, ref, mask) -> [B, Tc], off the reward
+    entropy_bonus: float = 0.0  # added to each token's objective, times its entropy
+    truncated: bool = True  # whether completions that the length limit cut are trained on
+    steps: bool = False  # whether `advantages` takes step rewards
+    sampler: Literal["policy", "reference"] = "policy"  # who writes the completions
+    distinct: bool = False  # whether equal completions of a group are trained on once
+    arrange: Callable[[Array], tuple[Array, Array]] | None = None  # rewards [P, G] -> order of rows, which count
 
 
 def of_outcome(function: Callable[[Array], Array]) -> Callable[[Rewards], Array]:
@@ -41,6 +58,13 @@ def of_outcome(function: Callable[[Array], Array]) -> Callable[[Rewards], Array]
 def of_steps(function: Callable[[Array, Array], Array]) -> Callable[[Rewards], Array]:
     """Adapt a function of step rewards [P, G, Tc] and their mask to `Algorithm.advantages`."""
     return lambda rewards: function(rewards.steps, rewards.step_mask)
+
+
+def of_either(outcome: Callable[[Array], Array], steps: Callable[[Array, Array], Array]) -> Callable[[Rewards], Array]:
+    """Process supervision where there are step rewards, else outcome supervision."""
+    return lambda rewards: (
+        outcome(rewards.outcome) if rewards.steps is None else steps(rewards.steps, rewards.step_mask)
+    )
 
 
 def maximize(
@@ -64,13 +88,31 @@ def make_experience(
 ) -> Experience:
     """Advantages and weights of a rollout, over the global batch.
 
-    A completion that could not be judged (reward NaN), and every completion of a group that `algorithm.keep` refuses,
-    leaves the mask: it has no weight, and the means are over the others.
+    A completion that could not be judged (reward NaN), every completion of a group that `algorithm.keep` refuses, and
+    what was cut where `algorithm.truncated` is False leaves the mask: it has no weight, and the means are over the
+    others. What was cut still counts in the baseline of its group, as in TRL. Of `algorithm.rows` that stay together
+    all leave if one does.
     """
     B, Tc = rollout.completion_mask.shape
     G = rewards.outcome.shape[-1]
+    places = counts = None
+    if algorithm.arrange is not None:
+        order, counts = algorithm.arrange(rewards.outcome)  # [P, G] each
+        places = (jnp.arange(B, dtype=jnp.int32).reshape(-1, G)[:, :1] + order).reshape(B)
+        prompts, arrays = rollout.prompts, (rollout.replace(prompts=None), rewards, old_logprobs, ref_logprobs)
+        rollout, rewards, old_logprobs, ref_logprobs = jax.tree.map(partial(in_order, order), arrays)
+        rollout = rollout.replace(prompts=prompts)
     kept = jnp.repeat(algorithm.keep(rewards.outcome), G) & ~jnp.isnan(rewards.outcome).reshape(B)  # [B]
+    if not algorithm.truncated:
+        kept = kept & rollout.finished
+    if algorithm.distinct:
+        kept = kept & first_of_its_kind(rollout, G)
+    if counts is not None:
+        kept = kept & counts.reshape(B)
+    kept = jnp.repeat(kept.reshape(-1, algorithm.rows).all(-1), algorithm.rows)
     mask = rollout.completion_mask & kept[:, None]  # [B, Tc]
+    if algorithm.penalty is not None:
+        rewards = less_penalty(algorithm.penalty, rollout, rewards, old_logprobs, ref_logprobs)
     advantages = algorithm.advantages(rewards)  # [P, G] or [P, G, Tc]
     advantages = jnp.broadcast_to(advantages.reshape(B, -1), (B, Tc))
     return Experience(
@@ -82,4 +124,41 @@ def make_experience(
         behaviour_logprobs=rollout.logprobs,
         old_logprobs=old_logprobs,
         ref_logprobs=ref_logprobs,
+        places=places,
     )
+
+
+def in_order(order: Array, x: Array) -> Array:
+    """Reorder within groups: order [P, G], x [B, ...] or [P, G, ...], each of which keeps its shape."""
+    P, G = order.shape
+    groups = x.reshape(P, G, -1)
+    return jnp.take_along_axis(groups, order[..., None], axis=1).reshape(x.shape)
+
+
+def first_of_its_kind(rollout: Rollout, num_generations: int) -> Array:
+    """Whether no earlier completion of the group has the same tokens: -> [B] bool."""
+    mask = rollout.completion_mask
+    tokens = jnp.where(mask, rollout.completions.tokens, -1).reshape(-1, num_generations, mask.shape[-1])  # [P, G, Tc]
+    same = (tokens[:, :, None] == tokens[:, None]).all(-1)  # [P, G, G]
+    earlier = jnp.tril(jnp.ones(same.shape[1:], bool), -1)
+    return ~(same & earlier).any(-1).reshape(-1)
+
+
+def less_penalty(
+    penalty: Callable[[Array, Array, Array], Array],
+    rollout: Rollout,
+    rewards: Rewards,
+    old_logprobs: Array | None,
+    ref_logprobs: Array,
+) -> Rewards:
+    """Outcome rewards less the KL penalty of the whole completion: `r_i - sum_t penalty_t`.
+
+    With one update per exploration the sampler's log-probabilities are those of the old policy. Raises `ValueError`
+    for step rewards: the paper has no such penalty, and what it would be normalised with is open.
+    """
+    if rewards.steps is not None:
+        raise ValueError("a KL penalty in the reward and step rewards do not go together; set kl_in to loss")
+    old = rollout.logprobs if old_logprobs is None else old_logprobs
+    mask = rollout.completion_mask
+    total = jnp.where(mask, penalty(old, ref_logprobs, mask), 0.0).sum(-1)  # [B]
+    return rewards.replace(outcome=rewards.outcome - total.reshape(rewards.outcome.shape))

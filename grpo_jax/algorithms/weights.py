@@ -28,10 +28,18 @@ def token_mean(mask: Array) -> Array:
     return mask / jnp.maximum(mask.sum(), 1).astype(jnp.float32)
 
 
-def constant_length(mask: Array, length: int) -> Array:
-    """Sum over tokens over a constant, mean over completions: `1 / (R length)`.
+def constant_length(mask: Array, length: int | None = None) -> Array:
+    """Sum over tokens over a constant, mean over completions: `1 / (R length)`; None: the longest there may be, Tc.
 
     mask [B, Tc] -> [B, Tc] f32. Dr. GRPO, arXiv:2503.20783, section 3.2: no completion gains by being short or long.
     """
     rows = jnp.maximum(mask.any(-1).sum(), 1)
-    return mask / (rows * length).astype(jnp.float32)
+    return mask / (rows * (length or mask.shape[-1])).astype(jnp.float32)
+
+
+def sequence_sum(mask: Array) -> Array:
+    """Sum over each completion's tokens, mean over completions: `1 / R`; a completion is one action.
+
+    mask [B, Tc] -> [B, Tc] f32. REINFORCE on whole completions, RLOO, arXiv:2402.14740, eq. 6.
+    """
+    return constant_length(mask, 1)

@@ -107,6 +107,11 @@ def _rl(rl: RLConfig) -> Iterator[str]:
             "rl.steps_off_policy is 1 and rl.importance_cap is absent: completions of older weights would be taken for "
             "those of the present ones; give a cap, for example 2.0"
         )
+    if rl.importance_mode != "token_truncate" and rl.importance_cap is None:
+        yield (
+            f"rl.importance_mode is {rl.importance_mode}, and rl.importance_cap, the bound it speaks of, is null; give "
+            "one, for example 2.0, or leave the mode out"
+        )
     if P % rl.sample_parts:
         yield (f"rl: {P} prompts cannot be cut into {rl.sample_parts} equal sample_parts; choose a divisor of {P}")
     apart = [name for name, none in (("sample_parts", 1), ("steps_off_policy", 0)) if getattr(rl, name) != none]

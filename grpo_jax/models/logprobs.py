@@ -44,17 +44,19 @@ def completion_logprobs(
     *,
     temperature: float = 1.0,
     chunk: int,
+    entropy_gradient: bool = False,
 ) -> tuple[Array, Array]:
     """Log-probability and entropy of each completion token: two arrays [B, Tc] f32, 0 at padding.
 
     `log softmax(logits / temperature)[token]`; temperature 0 (greedy) is scored at 1. A group's prompt is
     computed once, and gradients flow through its keys and values. The entropy (nats, of the tempered
-    distribution) carries no gradient. `chunk` is the number of time steps whose logits exist at once; it
-    does not change the result.
+    distribution) carries no gradient unless `entropy_gradient`. `chunk` is the number of time steps whose
+    logits exist at once; it does not change the result.
     """
     last, prefix = prefill(model, params, prompts)
     last = jnp.repeat(last, completions.tokens.shape[0] // last.shape[0], axis=0)
-    return continued_logprobs(model, params, last, prefix, completions, temperature=temperature, chunk=chunk)
+    scoring = {"temperature": temperature, "chunk": chunk, "entropy_gradient": entropy_gradient}
+    return continued_logprobs(model, params, last, prefix, completions, **scoring)
 
 
 def prefill(model: Decoder, params: Any, prompts: Prompts) -> tuple[Array, Cache]:
@@ -75,6 +77,7 @@ def continued_logprobs(
     *,
     temperature: float = 1.0,
     chunk: int,
+    entropy_gradient: bool = False,
 ) -> tuple[Array, Array]:
     """`completion_logprobs` of completions whose prompts were computed before (`prefill`).
 
@@ -83,7 +86,7 @@ def continued_logprobs(
     hidden, _ = model.apply({"params": params}, completions, prefix=prefix)  # [B, Tc, D]
     before = jnp.concatenate([last[:, None], hidden[:, :-1]], axis=1)  # [B, Tc, D]
     chosen = completions.segments > 0
-    return _score(model, params, before, completions.tokens, chosen, temperature, chunk)
+    return _score(model, params, before, completions.tokens, chosen, temperature, chunk, entropy_gradient)
 
 
 def sequence_logprobs(model: Decoder, params: Any, sequences: Sequences, *, chunk: int) -> tuple[Array, Array]:
@@ -99,7 +102,9 @@ def sequence_logprobs(model: Decoder, params: Any, sequences: Sequences, *, chun
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (1, 0))), scored)
 
 
-def _score(model, params, hidden, tokens, mask, temperature: float, chunk: int) -> tuple[Array, Array]:
+def _score(
+    model, params, hidden, tokens, mask, temperature: float, chunk: int, entropy_gradient: bool = False
+) -> tuple[Array, Array]:
     """Log-probability and entropy of `tokens` [B, T] predicted by `hidden` [B, T, D], 0 off `mask`."""
     rows, time = tokens.shape
     chunk = max(min(chunk, time), 1)
@@ -115,7 +120,8 @@ def _score(model, params, hidden, tokens, mask, temperature: float, chunk: int) 
         hidden, tokens = inputs  # [B, chunk, D], [B, chunk]
         logits = next_token_logits(model, params, hidden.reshape(-1, hidden.shape[-1]))  # [B*chunk, V], one product
         return None, jax.tree.map(
-            lambda x: x.reshape(tokens.shape), token_scores(logits / temperature, tokens.reshape(-1))
+            lambda x: x.reshape(tokens.shape),
+            token_scores(logits / temperature, tokens.reshape(-1), entropy_gradient=entropy_gradient),
         )
 
     _, scored = jax.lax.scan(step, None, (chunks(hidden), chunks(tokens)))
@@ -127,8 +133,10 @@ def _score(model, params, hidden, tokens, mask, temperature: float, chunk: int) 
     return jax.tree.map(whole, scored)
 
 
-def token_scores(logits: Array, tokens: Array) -> tuple[Array, Array]:
-    """`logits[token] - logsumexp(logits)`, and the entropy `logsumexp(logits) - sum(p logits)` (no gradient).
+def token_scores(logits: Array, tokens: Array, *, entropy_gradient: bool = False) -> tuple[Array, Array]:
+    """`logits[token] - logsumexp(logits)`, and the entropy `logsumexp(logits) - sum(p logits)`.
+
+    The entropy has a gradient only if asked for: it then takes another array of the size of the logits.
 
     logits [..., V] f32, tokens [...] -> two arrays [...] f32. The token is found by comparison and not by a
     gather: a vocabulary that is split over devices then needs a sum of scalars only.
@@ -136,6 +144,6 @@ def token_scores(logits: Array, tokens: Array) -> tuple[Array, Array]:
     total = jax.scipy.special.logsumexp(logits, axis=-1)
     ids = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
     chosen = jnp.sum(jnp.where(ids == tokens[..., None], logits, 0.0), axis=-1)
-    fixed, fixed_total = jax.lax.stop_gradient((logits, total))
+    fixed, fixed_total = (logits, total) if entropy_gradient else jax.lax.stop_gradient((logits, total))
     entropy = fixed_total - jnp.sum(jnp.exp(fixed - fixed_total[..., None]) * fixed, axis=-1)
     return chosen - total, entropy

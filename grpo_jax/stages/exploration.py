@@ -27,7 +27,7 @@ from grpo_jax.reporting.timeline import GRADERS, LOOP, Timeline
 from grpo_jax.rewards.reward import Reward
 from grpo_jax.sharding import global_to_host, named, replicated, start_to_host
 from grpo_jax.stages.judging import Judged, Told, judge, score_text
-from grpo_jax.stages.programs import GAP, RLPrograms
+from grpo_jax.stages.programs import GAP, RLPrograms, old_pass
 from grpo_jax.stages.run import Run
 from grpo_jax.types import Experience, Problem, Prompts, Rollout, Sequences, TrainState
 
@@ -95,11 +95,15 @@ class Collected(NamedTuple):
     experience: Experience
 
 
-def draw(stage: Stage, state: TrainState, step: int) -> Drawn:
-    """Start to sample the completions of a step from the present policy, and to judge them: lines 5, 7 and 8."""
+def draw(stage: Stage, state: TrainState, reference: Any, step: int) -> Drawn:
+    """Start to sample the completions of a step, from the present policy, and to judge them: lines 5, 7 and 8.
+
+    Where the reference samples, that is the policy itself at the first step of an outer iteration.
+    """
     run, c, timeline = stage.run, stage.run.config.rl, stage.timeline
     indices = distinct_indices(len(stage.problems), c.prompts_per_step, seed=run.config.seed, step=step)  # 5
-    policy = run.policy(state.params)
+    offline = stage.algorithm.sampler == "reference"
+    policy = run.policy(reference if offline and step % c.max_steps else state.params)
     parts, judging = [], []
     with timeline.span(LOOP, "start sampling", step + 1):
         for m in range(c.sample_parts):
@@ -109,7 +113,7 @@ def draw(stage: Stage, state: TrainState, step: int) -> Drawn:
             parts.append(part)
             judging.append(start_judging(stage, part, indices[m :: c.sample_parts], step))  # 8
         gap = {}
-        if c.steps_off_policy:  # by the time of the update, the policy is another
+        if c.steps_off_policy or offline:  # by the time of the update, the policy is another
             gap = timeline.run("check", step + 1, stage.programs.gap, policy, parts[0])
     return Drawn(step, indices, tuple(parts), gap, *zip(*judging, strict=True))
 
@@ -232,7 +236,7 @@ def start_passes(
     run, logprobs = stage.run, stage.programs.logprobs
     old = ref = None
     with stage.timeline.span(LOOP, "start passes", step + 1):
-        if run.config.rl.num_iterations > 1:
+        if old_pass(run.config.rl, stage.algorithm):
             old = stage.timeline.run("old", step + 1, logprobs, run.policy(state.params), rollout)  # 6
         if stage.algorithm.reference:
             ref = stage.timeline.run("reference", step + 1, logprobs, run.policy(reference), rollout)

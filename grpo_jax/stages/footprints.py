@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from grpo_jax.algorithms.algorithm import Algorithm
 from grpo_jax.config import Config, RLConfig, SamplingConfig
 from grpo_jax.models.cache import empty_cache
 from grpo_jax.models.decoder import Decoder, DecoderConfig
@@ -28,7 +29,7 @@ from grpo_jax.sharding import batch_shards, named, replicated, run_key
 from grpo_jax.stages.ahead import Ahead, compile_ahead, device_bytes
 from grpo_jax.stages.fused import check_fused, column_shapes, num_slots
 from grpo_jax.stages.policy import abstract, abstract_frozen
-from grpo_jax.stages.programs import algorithm_of, fused_program, rl_programs, sampling_program, sft_program
+from grpo_jax.stages.programs import algorithm_of, fused_program, old_pass, rl_programs, sampling_program, sft_program
 from grpo_jax.training.optimizer import make_optimizer
 from grpo_jax.training.state import abstract_copy, abstract_state
 from grpo_jax.training.step import group_cuts
@@ -189,7 +190,7 @@ def _rl(plant: Plant) -> Iterator[Phase]:
     algorithm = algorithm_of(c)
     optimizer = make_optimizer(c.optimizer, c.iterations * c.max_steps * c.num_iterations)
     programs = rl_programs(plant.model, c, sampling, algorithm, optimizer, plant.trained)
-    step = _step(plant, optimizer, programs.freeze, reference=algorithm.reference)
+    step = _step(plant, optimizer, programs.freeze, algorithm)
     held = step.held(plant.policy)
     _, moments, copy, batch = held
     trained = device_bytes(plant.trained)
@@ -198,9 +199,10 @@ def _rl(plant: Plant) -> Iterator[Phase]:
     P = c.prompts_per_step // c.sample_parts
     drawn = sampling_work(plant, P, sampling)
     batch_settings = ("rl", c.prompts_per_step, plant.config.prompt.max_prompt_length)
-    settings = (*batch_settings, sampling._replace(decode_rows=0, cache_block=0), c.algorithm, c.importance_cap)
+    options = (c.importance_cap, c.importance_mode, c.entropy_coef)
+    settings = (*batch_settings, sampling._replace(decode_rows=0, cache_block=0), c.algorithm, *options)
     scoring = (*settings, c.microbatches, c.length_buckets, c.head_chunk)
-    twice = c.num_iterations > 1
+    twice = old_pass(c, algorithm)
     ahead = partial(compile_ahead, mesh=plant.mesh, longest=_longest(plant, P, sampling))
 
     yield Phase(
@@ -255,7 +257,7 @@ def _fused_rl(plant: Plant) -> Iterator[Phase]:
     check_fused(c, rewards)
     slots = num_slots(c)
     program = fused_program(programs, c, algorithm, rewards, optimizer, plant.trained, num_slots=slots)
-    step = _step(plant, optimizer, programs.freeze, reference=algorithm.reference)
+    step = _step(plant, optimizer, programs.freeze, algorithm)
     batches = plant.chunk(n, (step.rollout.prompts, column_shapes(rewards, c)))
     number, each = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((n,), jnp.int32)
     scored = scoring_work(plant, rows=algorithm.rows)
@@ -282,7 +284,7 @@ def _fused_rl(plant: Plant) -> Iterator[Phase]:
     )
 
 
-def _step(plant: Plant, optimizer: Any, freeze: Callable[[Any], Any], *, reference: bool) -> _Step:
+def _step(plant: Plant, optimizer: Any, freeze: Callable[[Any], Any], algorithm: Algorithm) -> _Step:
     c = plant.config.rl
     P, G, Tc = c.prompts_per_step, c.num_generations, c.sampling.max_completion_length
     tokens, numbers = plant.sequences(P * G, Tc), plant.array((P * G, Tc), jnp.float32)
@@ -295,8 +297,8 @@ def _step(plant: Plant, optimizer: Any, freeze: Callable[[Any], Any], *, referen
         weights=numbers,
         advantages=numbers,
         behaviour_logprobs=numbers,
-        old_logprobs=numbers if c.num_iterations > 1 else None,
-        ref_logprobs=numbers if reference else None,
+        old_logprobs=numbers if old_pass(c, algorithm) else None,
+        ref_logprobs=numbers if algorithm.reference else None,
     )
     return _Step(plant.state(optimizer), abstract_copy(freeze, plant.trained), rollout, experience)
 

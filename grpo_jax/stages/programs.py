@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from grpo_jax.algorithms.algorithm import Algorithm, make_experience
+from grpo_jax.algorithms.algorithm import Algorithm, all_groups, make_experience, mixed_outcomes
 from grpo_jax.algorithms.importance import importance_corrected
+from grpo_jax.algorithms.settings import AlgorithmError
 from grpo_jax.config import RLConfig, SFTConfig
 from grpo_jax.configure import find
 from grpo_jax.models.decoder import Decoder
@@ -44,10 +45,49 @@ class RLPrograms(NamedTuple):
 
 
 def algorithm_of(config: RLConfig) -> Algorithm:
-    """The method of the settings, corrected for a sampler that is another policy if they say so."""
-    algorithm = find("algorithms", config.algorithm.kind).build(config.algorithm)
-    cap = config.importance_cap
-    return algorithm if cap is None else importance_corrected(algorithm, cap=cap)
+    """The method of the settings, with what they add to any method.
+
+    That is how dead groups and cut completions count, an entropy bonus, and the correction for a sampler that is
+    another policy. Raises `AlgorithmError` for settings of a method that contradict one another.
+    """
+    c, algorithm = config, find("algorithms", config.algorithm.kind).build(config.algorithm)
+    check_sampler(c, algorithm)
+    keep = {"count": all_groups, "exclude": mixed_outcomes}.get(c.dead_groups, algorithm.keep)
+    algorithm = algorithm._replace(
+        keep=keep,
+        truncated=algorithm.truncated and not c.mask_truncated_completions,
+        entropy_bonus=c.entropy_coef or algorithm.entropy_bonus,
+    )
+    cap = c.importance_cap
+    return algorithm if cap is None else importance_corrected(algorithm, cap=cap, mode=c.importance_mode)
+
+
+def check_sampler(c: RLConfig, algorithm: Algorithm) -> None:
+    """Refuse what is meant for completions of the policy where another policy writes them, and groups of broken pairs.
+
+    Raises `AlgorithmError`.
+    """
+    kind = c.algorithm.kind
+    if c.num_generations % algorithm.rows:
+        raise AlgorithmError(
+            f"rl.num_generations: {c.num_generations} completions a prompt, but rl.algorithm.kind {kind} takes them by "
+            f"{algorithm.rows}; choose a multiple"
+        )
+    if algorithm.sampler == "reference" and c.steps_off_policy:
+        raise AlgorithmError(
+            f"rl.steps_off_policy is {c.steps_off_policy}, and rl.algorithm.kind {kind} samples from the reference, "
+            "which no update changes; set rl.steps_off_policy to 0"
+        )
+
+
+def old_pass(c: RLConfig, algorithm: Algorithm) -> bool:
+    """Whether a pass is spent on the log-probabilities of the old policy.
+
+    With one update they are the policy's own; a penalty in the reward needs them before it, and takes the sampler's
+    where that is the same policy.
+    """
+    other = c.steps_off_policy > 0 or c.rollout_weights != "same" or algorithm.sampler != "policy"
+    return c.num_iterations > 1 or (algorithm.penalty is not None and other)
 
 
 def sampling_program(model: Decoder, sampling: Sampling) -> Callable[[Any, Prompts, Array, int], Rollout]:
@@ -102,11 +142,16 @@ def rl_programs(
         logprobs=jax.jit(partial(rollout_logprobs, **scoring)),
         experience=jax.jit(partial(make_experience, algorithm)),
         update=update_program(update, optimizer, params),
-        freeze=freeze_program(model) if algorithm.reference else jax.jit(lambda params: {}),
+        freeze=freeze_program(model) if uses_reference(algorithm) else jax.jit(lambda params: {}),
         gap=jax.jit(partial(sampler_gap, **scoring | {"microbatches": P // K // shards})),
         join=jax.jit(join_parts),
         cut=jax.jit(partial(cut_parts, count=K)),
     )
+
+
+def uses_reference(algorithm: Algorithm) -> bool:
+    """Whether a copy of the policy is kept from the start of an outer iteration."""
+    return algorithm.reference or algorithm.sampler == "reference"
 
 
 def sampler_gap(params: Any, rollout: Rollout, *, microbatches: int, **scoring: Any) -> dict[str, Array]:
@@ -165,6 +210,8 @@ def fused_program(
         update=programs.update,
         reference=algorithm.reference,
         num_iterations=config.num_iterations,
+        old=old_pass(config, algorithm),
+        offline=programs.gap if algorithm.sampler == "reference" else None,
     )
     shardings = state_shardings(abstract_state(params, optimizer, _mesh(params)))
     program = partial(fused_steps, parts=parts, num_slots=num_slots)

@@ -147,7 +147,7 @@ def train(
                 fused = Fused(stage, optimizer, data, health, lambda *now: look(stage, *now, evaluate, log, progress))
                 state, start = train_fused(fused, state, reference, start, checkpoints, log, progress), total
             ahead = deque([draw_again(stage, **resumed, step=start)] if resumed else [])
-            draw_ahead(stage, state, ahead, start)  # 5, 7
+            draw_ahead(stage, state, reference, ahead, start)  # 5, 7
             for step in range(start, total):  # lines 2 and 4
                 if step % c.max_steps == 0:
                     reference = programs.freeze(state.params)  # 3
@@ -158,7 +158,7 @@ def train(
                 run.leave_if_asked(checkpoints, step, total, saved, data)
                 state, updates = improve(stage, state, batch.experience, step)  # 10, 11
                 batch = start_telling(batch)
-                draw_ahead(stage, state, ahead, step + 1)  # 5, 7 of a step to come, while the host writes
+                draw_ahead(stage, state, reference, ahead, step + 1)  # 5, 7 of a step to come, while the host writes
                 done, saved = step + 1, to_save(stage, state, reference, *ahead)
                 batch, metrics = measure(stage, drawn, batch, updates, progress)
                 metrics |= {"learning_rate": rates[done * c.num_iterations - 1], "compiles": compiled(*programs)}
@@ -193,14 +193,14 @@ def begin(
     return create_state(initial(), optimizer, run.config.seed, run.mesh), None, None, 0
 
 
-def draw_ahead(stage: Stage, state: TrainState, ahead: deque[Drawn], step: int) -> None:
+def draw_ahead(stage: Stage, state: TrainState, reference: Any, ahead: deque[Drawn], step: int) -> None:
     """Start to sample the steps that are to be sampled from the policy before update `step`, if there are so many.
 
     That is the step itself, and one step off policy the next as well: at each update it has one step more in hand.
     """
     c = stage.run.config.rl
     for later in range(step + len(ahead), min(step + 1 + c.steps_off_policy, c.iterations * c.max_steps)):
-        ahead.append(draw(stage, state, later))
+        ahead.append(draw(stage, state, reference, later))
 
 
 def to_save(stage: Stage, state: TrainState, reference: Any, *ahead: Drawn) -> dict[str, Any]:

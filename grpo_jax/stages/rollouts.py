@@ -116,6 +116,9 @@ def keep_rollouts(
             experience.ref_logprobs,
         )
     )
+    if experience.places is not None:  # the rollout is in the sampler's order
+        back = np.argsort(global_to_host(experience.places))
+        advantages, ref_logprobs = (x if x is None else x[back] for x in (advantages, ref_logprobs))
     groups = rollout_groups(
         step=step,
         problem_index=[int(i) for i in indices],

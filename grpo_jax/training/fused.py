@@ -36,6 +36,8 @@ class Parts(NamedTuple):
     update: Callable[..., tuple[TrainState, dict[str, Array]]]  # state, experience, frozen=...
     reference: bool  # whether the algorithm takes the reference's log-probabilities
     num_iterations: int  # updates on one rollout
+    old: bool  # whether the log-probabilities of the old policy are computed before them
+    offline: Callable[[Any, Rollout], dict[str, Array]] | None = None  # where the reference samples: its own gap
 
 
 class Told(NamedTuple):
@@ -65,16 +67,17 @@ def fused_step(
     prompts [P, Tp], columns of arrays [P, ...], step [] i32 from 0; `reference` are the reference's weights.
     """
     policy = parts.policy(frozen, state.params)
-    rollout = parts.sample(policy, prompts, state.key, step)  # line 7
+    sampler = policy if parts.offline is None else parts.policy(frozen, reference)
+    rollout = parts.sample(sampler, prompts, state.key, step)  # line 7
     judged = judge_arrays(rollout, columns, parts)  # 8
     rewards = Rewards(combine(judged, jnp.asarray(parts.weights), jnp.asarray(parts.optional)))
-    old = parts.logprobs(policy, rollout) if parts.num_iterations > 1 else None
+    old = parts.logprobs(policy, rollout) if parts.old else None
     ref = parts.logprobs(parts.policy(frozen, reference), rollout) if parts.reference else None
     experience = parts.experience(rollout, rewards, old, ref)  # 9
     updates = []
     for _ in range(parts.num_iterations):  # 10, 11
         state, metrics = parts.update(state, experience, frozen=frozen)
-        updates.append(metrics)
+        updates.append(metrics if parts.offline is None else metrics | parts.offline(sampler, rollout))
     told = Told(
         parts=judged,
         outcome=rewards.outcome,

@@ -131,7 +131,7 @@ def train_step(
     `padding` (share of the computed completion tokens), `grad_norm` before clipping, `skipped_updates` 0 or 1.
     """
 
-    scoring = {"temperature": temperature, "chunk": chunk}
+    scoring = {"temperature": temperature, "chunk": chunk, "entropy_gradient": bool(algorithm.entropy_bonus)}
 
     def loss_of(params: Any, rows: Experience) -> tuple[Array, Any]:
         scored = completion_logprobs(model, attach(frozen, params), rows.prompts, rows.completions, **scoring)
@@ -161,8 +161,14 @@ def train_step(
 
 
 def objective_of(algorithm: Algorithm, logprobs: Array, entropy: Array, rows: Experience) -> tuple[Array, Any]:
-    """The loss of some rows, a sum, and their statistics."""
+    """The loss of some rows, a sum, and their statistics.
+
+    An entropy bonus is `entropy_bonus H_t` in each token's objective, so that it is reduced as that is (TRL: a mean
+    over tokens, whatever the loss); `entropy` must carry its gradient then.
+    """
     loss, metrics = algorithm.loss(logprobs, rows)
+    if algorithm.entropy_bonus:
+        loss = loss - algorithm.entropy_bonus * jnp.sum(rows.weights * entropy)
     return loss, token_statistics(metrics | {"entropy": entropy}, logprobs, rows)
 
 

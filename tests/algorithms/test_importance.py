@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.algorithms import grpo
-from grpo_jax.algorithms.importance import importance_corrected, truncated_importance
+from grpo_jax.algorithms.importance import importance, importance_corrected
 from grpo_jax.algorithms.weights import sequence_mean
 from grpo_jax.types import Experience
 
@@ -27,16 +27,16 @@ def experience(**changes) -> Experience:
 
 
 def test_golden_numbers():
-    weights = truncated_importance(OLD, BEHAVIOUR, MASK, cap=CAP)
+    weights = importance(OLD, BEHAVIOUR, MASK, cap=CAP)
     np.testing.assert_allclose(weights, [[1.0, 0.5, 2.0], [2.0, 1.0, 1.0]], rtol=1e-6)
-    slope = jax.grad(lambda old: truncated_importance(old, BEHAVIOUR, MASK, cap=CAP).sum())(OLD)
+    slope = jax.grad(lambda old: importance(old, BEHAVIOUR, MASK, cap=CAP).sum())(OLD)
     assert not np.any(slope)
 
 
 def test_what_is_off_the_mask_is_not_felt():
     dirty = jnp.where(MASK, BEHAVIOUR, -jnp.inf)
-    clean = truncated_importance(OLD, BEHAVIOUR, MASK, cap=CAP)
-    np.testing.assert_array_equal(truncated_importance(OLD, dirty, MASK, cap=CAP), clean)
+    clean = importance(OLD, BEHAVIOUR, MASK, cap=CAP)
+    np.testing.assert_array_equal(importance(OLD, dirty, MASK, cap=CAP), clean)
 
 
 def test_loss_and_metrics_by_hand():
@@ -124,3 +124,22 @@ def test_without_the_samplers_log_probabilities():
     algorithm = importance_corrected(grpo.build(grpo.Config(beta=0.0)), cap=CAP)
     with pytest.raises(ValueError, match="behaviour_logprobs is None"):
         algorithm.loss(OLD, experience(behaviour_logprobs=None))
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("token_truncate", [[1.0, 0.5, 2.0], [2.0, 1.0, 1.0]]),
+        ("token_mask", [[1.0, 0.5, 0.0], [0.0, 1.0, 1.0]]),
+        ("sequence_truncate", [[1.5, 1.5, 1.5], [2.0, 2.0, 1.0]]),
+        ("sequence_mask", [[1.5, 1.5, 1.5], [0.0, 0.0, 1.0]]),
+    ],
+)
+def test_modes_by_hand(mode, expected):
+    """The ratios of the tokens are those of `RATIO`; of the completions, their products 1.5 and 2.5."""
+    got = importance(OLD, BEHAVIOUR, MASK, cap=CAP, mode=mode)
+    np.testing.assert_allclose(jnp.where(MASK, got, 1.0), expected, rtol=1e-5)
+    corrected = importance_corrected(grpo.build(grpo.Config(beta=0.0)), cap=CAP, mode=mode)
+    loss, _ = corrected.loss(OLD, experience())
+    e = experience()
+    np.testing.assert_allclose(loss, -(np.asarray(expected) * e.weights * e.advantages).sum(), rtol=1e-5)

@@ -268,8 +268,8 @@ def test_the_weights_that_are_sampled_from_are_not_overwritten(stale, workers, t
     file, unbroken = stale
     draw = exploration.draw
 
-    def with_copies(stage, state, step):
-        return draw(stage, jax.block_until_ready(jax.tree.map(lambda x: x.copy(), state)), step)
+    def with_copies(stage, state, reference, step):
+        return draw(stage, jax.block_until_ready(jax.tree.map(lambda x: x.copy(), state)), reference, step)
 
     with mock.patch.object(rl, "draw", with_copies):
         run(file, tmp_path, workers)

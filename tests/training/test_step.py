@@ -177,6 +177,28 @@ def test_gradient_is_that_of_a_dense_loss(rollout, expected):
     assert_same((expected[0], {}), (jax.tree.map(np.asarray, gradient), {}))
 
 
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_gradient_of_an_entropy_bonus_is_that_of_the_entropy(rollout, expected, microbatches):
+    """The bonus is the weighted mean of the entropy of whole distributions, written plainly."""
+    model, e = tiny.decoder(), batch_of(rollout)
+    got = update(e, algorithm=ALGORITHM._replace(entropy_bonus=0.3), microbatches=microbatches)
+
+    def bonus(params):
+        s, c = e.prompts.sequences, e.completions
+        both = [
+            jnp.concatenate([jnp.repeat(a, G, 0), b], 1)
+            for a, b in ((s.tokens, c.tokens), (s.positions, c.positions), (s.segments, c.segments))
+        ]
+        hidden, _ = model.apply({"params": params}, Sequences(*both))
+        logp = jax.nn.log_softmax((hidden @ params["head"])[:, s.tokens.shape[1] - 1 : -1])
+        return 0.3 * (e.weights * -(jnp.exp(logp) * logp).sum(-1)).sum()
+
+    value, slope = jax.value_and_grad(bonus)(tiny.host_params())
+    np.testing.assert_allclose(got[1]["loss"], expected[1]["loss"] - value, rtol=1e-4, atol=1e-6)
+    combined = jax.tree.map(lambda a, b: a - np.asarray(b), expected[0], slope)
+    assert_same((got[0], {}), (combined, {}))
+
+
 def test_split_and_join_are_inverse(rollout):
     for M in (1, 2, 4, 8, 16):
         parts = split_rows(rollout, M)
