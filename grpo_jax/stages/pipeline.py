@@ -120,11 +120,7 @@ def keep_settings(run: Run) -> None:
 def prepare_sections(run: Run, wanted: Collection[str]) -> dict[str, Any]:
     """Read and check what the wanted sections that are not finished need, so that bad input is refused first."""
     c = run.config
-    if c.sft and "sft" not in wanted and run.finished_step("sft") is None:
-        raise ConfigError(
-            f"--only {','.join(wanted)}: sft comes first and is not finished; "
-            "add it to --only, or take the section out of the config"
-        )
+    check_order(run, wanted)
     prepared = {
         stage: section.prepare(run)
         for stage, section in STAGES.items()
@@ -133,6 +129,22 @@ def prepare_sections(run: Run, wanted: Collection[str]) -> dict[str, Any]:
     if c.evaluation and ("evaluation" in wanted or ("rl" in prepared and c.rl.eval_steps)):
         prepared["evaluation"] = evaluation.prepare(run)
     return prepared
+
+
+def check_order(run: Run, wanted: Collection[str]) -> None:
+    """Refuse `--only` with a section whose weights come from one that is neither wanted nor finished: `ConfigError`."""
+    c, only = run.config, f"--only {','.join(wanted)}"
+    if c.sft and "sft" not in wanted and run.finished_step("sft") is None:
+        raise ConfigError(
+            f"{only}: sft comes first and is not finished; add it to --only, or take the section out of the config"
+        )
+    own = [reward for reward in (c.rl.rewards if c.rl else ()) if reward.kind == "learned" and reward.path is None]
+    trained = "reward_model" in wanted or run.finished_step("reward_model") is not None
+    if own and c.reward_model and "rl" in wanted and not trained:
+        raise ConfigError(
+            f"{only}: rl asks the reward model of this run, which is not finished; add reward_model to --only, or give "
+            "the reward `learned` a path"
+        )
 
 
 def run_sections(run: Run, wanted: Collection[str], prepared: Mapping[str, Any]) -> None:

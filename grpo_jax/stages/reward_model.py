@@ -45,6 +45,7 @@ from grpo_jax.reporting.progress import Progress
 from grpo_jax.sharding import agree, run_key
 from grpo_jax.stages.convert_folder import check_model, head_of_files, load_model
 from grpo_jax.stages.held_out import measure, measuring_program, opening
+from grpo_jax.stages.learned import CARD, MODEL
 from grpo_jax.stages.policy import decoder_options, export_weights
 from grpo_jax.stages.programs import compiled, update_program
 from grpo_jax.stages.run import Run
@@ -52,9 +53,6 @@ from grpo_jax.training.health import Health
 from grpo_jax.training.optimizer import learning_rate_at, make_optimizer
 from grpo_jax.training.scoring import ScoreBatch, bradley_terry, cross_entropy, scoring_step
 from grpo_jax.training.state import abstract_state, create_state
-
-CARD = "reward_model.json"
-MODEL = "model"
 
 
 class Prepared(NamedTuple):
