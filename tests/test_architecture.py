@@ -24,7 +24,7 @@ LAYERS = (
     {"texts"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-KINDS = ("algorithms", "rewards", "data/sources", "evaluation/benchmarks", "tools")
+KINDS = ("algorithms", "rewards", "data/sources", "data/labels", "evaluation/benchmarks", "tools")
 HEAVY = {
     "jax",
     "jaxlib",

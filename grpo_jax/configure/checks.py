@@ -7,7 +7,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from grpo_jax.config import Config, EvaluationConfig, ModelConfig, RLConfig, SamplingConfig, SFTConfig
+from grpo_jax.config import (
+    Config,
+    EvaluationConfig,
+    ModelConfig,
+    RewardModelConfig,
+    RLConfig,
+    SamplingConfig,
+    SFTConfig,
+)
 from grpo_jax.configure.documents import ConfigError
 
 STAGES = tuple(field.name for field in dataclasses.fields(Config) if field.default is None)
@@ -17,6 +25,7 @@ def check(config: Config) -> None:
     """Raise `ConfigError` for settings that contradict one another, a line for each contradiction."""
     found = [*_model(config.model), *_pipeline(config)]
     found += _sft(config.sft) if config.sft is not None else []
+    found += _reward_model(config, config.reward_model) if config.reward_model is not None else []
     found += _rl(config.rl) if config.rl is not None else []
     found += _evaluation(config.evaluation) if config.evaluation is not None else []
     if found:
@@ -88,6 +97,25 @@ def _sft(sft: SFTConfig) -> Iterator[str]:
             f"sft: batch_size {sft.batch_size} cannot be cut into {sft.microbatches} equal microbatches; "
             f"choose a divisor of {sft.batch_size}"
         )
+
+
+def _reward_model(config: Config, c: RewardModelConfig) -> Iterator[str]:
+    if c.labels is None:
+        yield "reward_model.labels is absent; say which labelled solutions, such as {kind: math_shepherd, path: ...}"
+    if c.batch_size % c.microbatches:
+        yield (
+            f"reward_model: batch_size {c.batch_size} cannot be cut into {c.microbatches} equal microbatches; "
+            f"choose a divisor of {c.batch_size}"
+        )
+    if c.step_tag is not None and c.supervision != "process":
+        yield (
+            f"reward_model.step_tag is {c.step_tag!r} and supervision {c.supervision}, which scores no steps; "
+            "leave step_tag out"
+        )
+    if c.good_token == c.bad_token:
+        yield f"reward_model: good_token and bad_token are both {c.good_token!r}; they must differ"
+    if config.model.lora is not None:
+        yield "reward_model trains all weights and no adapters; leave model.lora out, or train it in a run of its own"
 
 
 def _rl(rl: RLConfig) -> Iterator[str]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jax import Array
 
     from grpo_jax.rewards.workers import Workers
-    from grpo_jax.types import Problem
+    from grpo_jax.types import Problem, Rollout
 
 CANNOT_JUDGE = float("nan")
 COUNTS = ("ungradable", "timeout", "error", "nonfinite", "fallback")
@@ -53,13 +53,24 @@ class Part(NamedTuple):
     error: str | None = None
 
 
+class Learned(NamedTuple):
+    """Which reward model is asked, and what becomes of its scores."""
+
+    path: str | None  # of a run; None: the run's own
+    microbatches: int
+    value: Callable[[Array], Array]  # scores -> values
+    whole: Callable[[Array, Array, Array], Array]  # values, mask, step ends [B, Tc] -> [B]
+    unfinished: float | None  # reward of what the length limit cut; None: as of all others
+
+
 class Reward(NamedTuple):
     """A reward function with its weight, of text, of arrays, or in both forms, which give the same numbers.
 
     `host(batch, workers) -> Part` runs outside of JAX and may use the killable workers. `array(rollout) -> [P, G]` is
     pure and jitted; where `columns` is there, it is `array(rollout, columns(problems, encoding))`: what it must know of
     each problem, as arrays [P, ...] of the same shapes at every step. Of both forms, steps one by one take the host's,
-    fused steps (`training/fused.py`) the arrays'. `check(workers)`, if there, is called once at start and raises
+    fused steps (`training/fused.py`) the arrays'. A `learned` reward is given its `scorer(rollout) -> [P, G]` by the
+    stage, which opens the model. `check(workers)`, if there, is called once at start and raises
     `RewardError`.
     """
 
@@ -70,6 +81,8 @@ class Reward(NamedTuple):
     columns: Callable[[Sequence[Problem], Encoding], dict[str, np.ndarray]] | None = None
     check: Callable[[Workers], None] | None = None
     optional: bool = False  # whether NaN leaves the sum to the other rewards; else it makes the sum NaN
+    learned: Learned | None = None
+    scorer: Callable[[Rollout], Array] | None = None
 
 
 def load_reward(config: Any) -> Reward:
@@ -80,7 +93,7 @@ def load_reward(config: Any) -> Reward:
     from grpo_jax.configure import find
 
     reward = find("rewards", config.kind).build(config)
-    if not isinstance(reward, Reward) or (reward.host is None and reward.array is None):
+    if not isinstance(reward, Reward) or (reward.host is None and reward.array is None and reward.learned is None):
         raise RewardError(
             f"rewards: build() of kind {config.kind!r} returned {reward!r}; expected a Reward with host, array, or both"
         )

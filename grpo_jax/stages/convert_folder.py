@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from grpo_jax.models.decoder import DTYPES, DecoderConfig
 from grpo_jax.models.fingerprint import model_fingerprint
-from grpo_jax.models.folder import check_regular
+from grpo_jax.models.folder import check_regular, read_json
 from grpo_jax.models.hf import check_params, load_params
 from grpo_jax.models.loading import with_matrices_in
 from grpo_jax.models.parameters import abstract_params
@@ -38,6 +38,12 @@ TEMPLATES = "additional_chat_templates"  # the one folder of a tokenizer
 def is_converted(name: str | Path) -> bool:
     """Whether a model name is a directory whose weights are a checkpoint."""
     return _step(name).is_dir() and (Path(name).expanduser() / "config.json").is_file()
+
+
+def head_of_files(folder: Path) -> str:
+    """The head of a model directory, as its config.json says."""
+    names = read_json(folder / "config.json").get("architectures") or [""]
+    return "scalar" if str(names[0]).endswith("ForSequenceClassification") else "lm"
 
 
 def load_model(

@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 
 from grpo_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from grpo_jax.models.decoder import DecoderConfig
-from grpo_jax.models.folder import find_folder, read_json
+from grpo_jax.models.folder import find_folder
 from grpo_jax.models.hf import check_params, load_params, read_config
 from grpo_jax.models.parameters import count
 from grpo_jax.models.weights import WeightFiles
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.stages.convert_check import changed, fingerprint
-from grpo_jax.stages.convert_folder import is_converted, load_model, save_converted
+from grpo_jax.stages.convert_folder import head_of_files, is_converted, load_model, save_converted
 from grpo_jax.stages.convert_place import (
     BYTES,
     RESULT,
@@ -81,12 +81,6 @@ def read_back_otherwise(
     except ValueError as error:  # what our own loader refuses
         return [str(error)]
     return [f"{name}: its numbers are not those that were meant" for name in names]
-
-
-def head_of_files(folder: Path) -> str:
-    """The head of a model directory, as its config.json says."""
-    names = read_json(folder / "config.json").get("architectures") or [""]
-    return "scalar" if str(names[0]).endswith("ForSequenceClassification") else "lm"
 
 
 def dtype_of_files(folder: Path) -> str:

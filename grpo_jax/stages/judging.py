@@ -119,6 +119,8 @@ _told: set[str] = set()
 
 
 def _array_reward(run: Run, reward: Reward, problems: Sequence[Problem], rollout: Rollout) -> jax.Array:
+    if reward.scorer is not None:
+        return reward.scorer(rollout)
     if reward not in _compiled:
         _compiled[reward] = jax.jit(reward.array)
     if reward.columns is None:

@@ -19,7 +19,7 @@ from grpo_jax.reporting.progress import table
 from grpo_jax.reporting.report import write_report
 from grpo_jax.rewards.workers import Workers
 from grpo_jax.sharding import agree, make_mesh
-from grpo_jax.stages import evaluation, rl, sft
+from grpo_jax.stages import evaluation, reward_model, rl, sft
 from grpo_jax.stages.budget import choose, device_memory, left_open, remembered
 from grpo_jax.stages.footprints import open_plant
 from grpo_jax.stages.policy import (
@@ -40,7 +40,8 @@ from grpo_jax.training.interrupt import Interruption
 from grpo_jax.training.manifest import CheckpointError
 from grpo_jax.training.storage import LOCK, claim
 
-TRAINING = {"sft": sft, "rl": rl}
+TRAINING = {"sft": sft, "rl": rl}  # the stages that train the policy
+STAGES = {"sft": sft, "reward_model": reward_model, "rl": rl}  # and those that leave it as it is, in order
 EXPORTS = "exports.json"
 
 
@@ -54,7 +55,7 @@ def run(command: Command, workers: Workers) -> None:
             at_exit.enter_context(claim(directory))
         this = open_run(config, directory, workers, interruption)
         at_exit.enter_context(jax.set_mesh(this.mesh))
-        wanted = command.only or tuple(s for s in (*TRAINING, "evaluation") if getattr(this.config, s))
+        wanted = command.only or tuple(s for s in (*STAGES, "evaluation") if getattr(this.config, s))
         prepared = prepare_sections(this, wanted)
         keep_settings(this)
         at_exit.callback(report, this)
@@ -93,7 +94,7 @@ def remember(directory: Path, config: Config) -> Config:
 
 def started_stages(directory: Path) -> list[str]:
     """The stages that have left something in an output directory, were it only a line of metrics."""
-    files = {stage: (directory / stage).rglob("*") for stage in (*TRAINING, "evaluation")}
+    files = {stage: (directory / stage).rglob("*") for stage in (*STAGES, "evaluation")}
     return [stage for stage in files if any(p.is_file() and p.name != LOCK for p in files[stage])]
 
 
@@ -119,14 +120,10 @@ def keep_settings(run: Run) -> None:
 def prepare_sections(run: Run, wanted: Collection[str]) -> dict[str, Any]:
     """Read and check what the wanted sections that are not finished need, so that bad input is refused first."""
     c = run.config
-    if c.sft and "sft" not in wanted and run.finished_step("sft") is None:
-        raise ConfigError(
-            f"--only {','.join(wanted)}: sft comes first and is not finished; "
-            "add it to --only, or take the section out of the config"
-        )
+    check_order(run, wanted)
     prepared = {
         stage: section.prepare(run)
-        for stage, section in TRAINING.items()
+        for stage, section in STAGES.items()
         if getattr(c, stage) and stage in wanted and run.finished_step(stage) is None
     }
     if c.evaluation and ("evaluation" in wanted or ("rl" in prepared and c.rl.eval_steps)):
@@ -134,9 +131,25 @@ def prepare_sections(run: Run, wanted: Collection[str]) -> dict[str, Any]:
     return prepared
 
 
+def check_order(run: Run, wanted: Collection[str]) -> None:
+    """Refuse `--only` with a section whose weights come from one that is neither wanted nor finished: `ConfigError`."""
+    c, only = run.config, f"--only {','.join(wanted)}"
+    if c.sft and "sft" not in wanted and run.finished_step("sft") is None:
+        raise ConfigError(
+            f"{only}: sft comes first and is not finished; add it to --only, or take the section out of the config"
+        )
+    own = [reward for reward in (c.rl.rewards if c.rl else ()) if reward.kind == "learned" and reward.path is None]
+    trained = "reward_model" in wanted or run.finished_step("reward_model") is not None
+    if own and c.reward_model and "rl" in wanted and not trained:
+        raise ConfigError(
+            f"{only}: rl asks the reward model of this run, which is not finished; add reward_model to --only, or give "
+            "the reward `learned` a path"
+        )
+
+
 def run_sections(run: Run, wanted: Collection[str], prepared: Mapping[str, Any]) -> None:
     """Train and evaluate in the order of the pipeline."""
-    present = [stage for stage in TRAINING if getattr(run.config, stage)]
+    present = [stage for stage in STAGES if getattr(run.config, stage)]
     evaluator = prepared.get("evaluation")
     weights = Weights(run)
     for stage in present:
@@ -146,17 +159,20 @@ def run_sections(run: Run, wanted: Collection[str], prepared: Mapping[str, Any])
         if stage in prepared:
             run.note(f"{stage}: starts from {weights.origin}")
             extra = {"evaluate": evaluation.in_loop(evaluator)} if stage == "rl" and evaluator else {}
-            weights.take(stage, TRAINING[stage].train(run, weights.params, prepared[stage], **extra))
+            result = STAGES[stage].train(run, weights.params, prepared[stage], **extra)
+            if stage in TRAINING:
+                weights.take(stage, result)
         elif run.finished_step(stage) is not None:
             run.note(f"{stage}: finished before, step {run.finished_step(stage)}")
-            weights.take(stage)
+            if stage in TRAINING:
+                weights.take(stage)
         else:
             run.note(f"{stage}: not asked for, and not finished before: left out")
     if evaluator and "evaluation" in wanted:
         if weights.stage == "rl" or not run.config.rl:
             evaluate_once(run, evaluator, weights, "after" if run.config.rl else "policy")
         show_evaluations(run)
-    if present and all(run.finished_step(stage) is not None for stage in present):
+    if weights.stage and all(run.finished_step(stage) is not None for stage in present):
         write_policy(run, weights)
 
 

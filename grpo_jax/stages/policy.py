@@ -58,8 +58,11 @@ def alphabet(config: Config) -> str:
     """
     sections = [section for section in (config.sft, config.rl, config.evaluation) if section]
     characters = prompt_characters(config.prompt)
-    for source in (section.source for section in sections if section.source):
-        module = find("data.sources", source.kind)
+    sources = [("data.sources", section.source) for section in sections if section.source]
+    if model := config.reward_model:
+        sources += [("data.labels", labels) for labels in (model.labels, model.eval_labels) if labels]
+    for package, source in sources:
+        module = find(package, source.kind)
         if not hasattr(module, "alphabet"):
             raise ConfigError(
                 f"model: a policy from scratch on source {source.kind!r} needs model.tokenizer_name_or_path; only "

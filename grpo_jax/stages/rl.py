@@ -50,6 +50,7 @@ from grpo_jax.stages.exploration import (
     start_telling,
 )
 from grpo_jax.stages.fused import Fused, check_fused, train_fused
+from grpo_jax.stages.learned import check_learned, with_models
 from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.programs import RLPrograms, algorithm_of, compiled, rl_programs
 from grpo_jax.stages.rollouts import keep_rollouts, step_metrics
@@ -89,6 +90,7 @@ def prepare(run: Run) -> Prepared:
     rewards = load_rewards(c.rewards)
     check_rewards(rewards, run.workers)
     check_fused(c, rewards)
+    models = check_learned(run, rewards)
     problems = load_answered(run, c.source)
     if len(problems) < c.prompts_per_step:
         raise OrderError(
@@ -108,7 +110,10 @@ def prepare(run: Run) -> Prepared:
             "rl: top_k, top_p, min_p or temperature 0 sample from another distribution than the trainer scores: "
             "the ratio of the two is not 1, and the check of their agreement is off"
         )
-    return Prepared(problems, algorithm, rewards, source_record(problems))
+    data = source_record(problems)
+    if models:
+        data["fingerprint"] += f" with reward model {models}"
+    return Prepared(problems, algorithm, rewards, data)
 
 
 def train(
@@ -122,6 +127,7 @@ def train(
     `initial()` loads them to begin with, `evaluate(policy)` gives held-out metrics for the log.
     """
     c: RLConfig = run.config.rl
+    prepared = prepared._replace(rewards=with_models(run, prepared.rewards))
     total, data = c.iterations * c.max_steps, prepared.data
     updates_in_all = total * c.num_iterations
     optimizer = make_optimizer(c.optimizer, updates_in_all)

@@ -1,0 +1,55 @@
+"""The sections about reward models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from grpo_jax.config.parts import Count, Kind, OptimizerConfig, Positive, Share, config
+
+
+@config
+class RewardModelConfig:
+    """A reward model trained on labelled solutions (arXiv:2402.03300, section 4.1.2 to 4.1.4; arXiv:2312.08935)."""
+
+    labels: Annotated[Any, Kind("data.labels")] | None = None
+    """Labelled solutions, in a published form or ours; null: what the `label` stage of this run writes."""
+    eval_labels: Annotated[Any, Kind("data.labels")] | None = None
+    """Labelled solutions to be measured on; null: `held_out` of `labels`."""
+    held_out: Share = 0.05
+    """Share of the questions of `labels` that are measured on and not learnt from; unused with `eval_labels`."""
+    supervision: Literal["process", "outcome", "preference"] = "process"
+    """What is learnt: each step at its end, the whole at its last token (both by cross-entropy), or which of two
+    solutions is better (Bradley-Terry)."""
+    target: Literal["hard", "soft"] = "hard"
+    """Of shares: 1 for any above 0 (Math-Shepherd's choice), or the share itself."""
+    head: Literal["scalar", "two_token"] = "scalar"
+    """A new head of one number, or the language model's with two tokens that mean good and bad (Math-Shepherd)."""
+    good_token: str = " +"
+    """Of head two_token: one token."""
+    bad_token: str = " -"
+    """Of head two_token: one token."""
+    step_tag: str | None = None
+    """Written behind each step to score it there (Math-Shepherd: " ки"); null: the score is at a step's own end."""
+    model_name_or_path: str | None = None
+    """A language or reward model of the run's tokenizer to start from (the paper: its base model); null: the policy as
+    the stages before leave it."""
+    max_steps: Positive = 500
+    """Updates."""
+    batch_size: Positive = 64
+    """Rows an update; with packing a row holds several solutions."""
+    max_length: Positive = 4096
+    """Tokens a row; longer solutions are left out, and how many is said."""
+    packing: bool = True
+    """Put several solutions in a row; they do not see one another."""
+    microbatches: Positive = 1
+    """Parts into which an update's rows are split to save memory; the gradient is the same."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
+    """AdamW; the paper's reward model has 2e-5."""
+    logging_steps: Positive = 10
+    """A line of metrics every so many steps."""
+    eval_steps: Count = 100
+    """Measured on held-out solutions every so many steps, and at the end; 0: only at the end."""
+    save_steps: Count = 100
+    """A checkpoint every so many steps, and one at the end; 0: only at the end."""
+    save_total_limit: Positive = 2
+    """Checkpoints kept; the newest is always among them."""
