@@ -60,7 +60,7 @@ from grpo_jax.training.health import Health
 from grpo_jax.training.optimizer import learning_rates, make_optimizer
 from grpo_jax.training.state import abstract_copy, abstract_state, create_state
 from grpo_jax.training.step import group_cuts
-from grpo_jax.types import Experience, Problem, TrainState
+from grpo_jax.types import Problem, TrainState
 
 Evaluate = Callable[[Any], dict[str, float] | None]
 
@@ -162,8 +162,7 @@ def train(
                 with run.keeping(checkpoints, step, saved, data):
                     batch = explore(stage, state, reference, drawn, progress)  # 6, 8, 9
                 run.leave_if_asked(checkpoints, step, total, saved, data)
-                state, updates = improve(stage, state, batch.experience, step)  # 10, 11
-                batch = start_telling(batch)
+                state, updates, batch = improve(stage, state, batch, step)  # 10, 11
                 draw_ahead(stage, state, reference, ahead, step + 1)  # 5, 7 of a step to come, while the host writes
                 done, saved = step + 1, to_save(stage, state, reference, *ahead)
                 batch, metrics = measure(stage, drawn, batch, updates, progress)
@@ -254,17 +253,20 @@ def evaluated(path: Path, step: int) -> bool:
 
 
 def improve(
-    stage: Stage, state: TrainState, experience: Experience, step: int
-) -> tuple[TrainState, list[dict[str, Any]]]:
-    """Start the updates on one batch: lines 10 and 11; their metrics are on the devices yet."""
+    stage: Stage, state: TrainState, batch: Collected, step: int
+) -> tuple[TrainState, list[dict[str, Any]], Collected]:
+    """Start the updates on one batch: lines 10 and 11; their metrics are on the devices yet.
+
+    What is told of the batch is then on its way to the host, before the next completions are started.
+    """
     timeline, updates = stage.timeline, []
     with timeline.span(LOOP, "start update", step + 1):
         for _ in range(stage.run.config.rl.num_iterations):
             # what is watched is not given to the next update to overwrite
             update = partial(stage.programs.update, frozen=stage.run.frozen)
-            state, metrics = timeline.run("update", step + 1, update, state, experience, of=itemgetter(1))
+            state, metrics = timeline.run("update", step + 1, update, state, batch.experience, of=itemgetter(1))
             updates.append(metrics)
-    return state, updates
+    return state, updates, start_telling(batch)
 
 
 def measure(
