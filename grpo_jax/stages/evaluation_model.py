@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from grpo_jax.configure.documents import Document, read
 from grpo_jax.data.prompts import prompt_ids
 from grpo_jax.evaluation.scripted import PREFIX
 from grpo_jax.rewards.workers import Workers
+from grpo_jax.stages.best import best_step
 from grpo_jax.stages.convert_folder import is_converted, model_record, restore_as
 from grpo_jax.stages.convert_source import choose_step, last_stage, locate
 from grpo_jax.stages.evaluation import ask
@@ -33,11 +33,11 @@ from grpo_jax.stages.run import Run
 from grpo_jax.training import manifest
 from grpo_jax.training.checkpoint import Checkpoints
 from grpo_jax.training.interrupt import Interruption
+from grpo_jax.training.storage import entries
 
 HELD_OUT = "held_out"  # the problems of a run's own section `evaluation`
 ROWS = 512  # decoded at once, unless another batch is asked for
 PADDING = 32  # prompts are padded to a multiple of it
-BEST = "best.json"
 
 
 class Checkpoint(NamedTuple):
@@ -84,16 +84,17 @@ def find_checkpoint(model: str, stage: str | None, step: str | None) -> Checkpoi
     if stage not in TRAINING:
         raise ConfigError(f"--stage {stage}: there is no such stage; there are {', '.join(TRAINING)}")
     checkpoints = Checkpoints(place.root / stage / "checkpoints")
-    number = place.step if step is None else best_step(place.root / stage) if step == "best" else int(step)
+    number = place.step if step is None else kept_best(place.root, stage) if step == "best" else int(step)
     return Checkpoint(place.root, stage, choose_step(checkpoints, number, stage, print))
 
 
-def best_step(stage: Path) -> int:
-    """The step that `rl.best_metric` has kept; raises `ConfigError` if there is none."""
-    path = stage / BEST
-    if not path.is_file():
-        raise ConfigError(f"--step best: {path} is not there; the run had no rl.best_metric, or no evaluation yet")
-    return int(json.loads(path.read_text())["step"])
+def kept_best(root: Path, stage: str) -> int:
+    """The step that `rl.best_metric` of a run has kept; raises `ConfigError` if there is none."""
+    metric = (read(root / "config.yaml").tree.get(stage) or {}).get("best_metric")
+    best = best_step(root / stage, metric, entries(root / stage / "checkpoints")[0]) if metric else None
+    if best is None:
+        raise ConfigError(f"--step best: {root / stage} has no such checkpoint: no best_metric, or not measured yet")
+    return best.step
 
 
 def settings_of(model: str, checkpoint: Checkpoint | None, asking: Asking, words: Sequence[str], prog: str) -> Command:
