@@ -24,7 +24,6 @@ from grpo_jax.reporting.exits import explain
 
 PROG = "launch/evaluate.py"
 STYLES = ("as_run", "zero_shot", "few_shot", "tool", "program")
-K = (1, 4, 8, 16, 32, 64)
 
 
 def main(argv: list[str]) -> int:
@@ -53,12 +52,7 @@ def parser() -> Parser:
     add("--shots", metavar="FILE", help="JSON file of the few-shot prompts")
     add("--limit", type=positive, help="only the first so many problems of each benchmark")
     add("--samples", type=positive, help="samples of each problem (default: the run's num_samples, or 8)")
-    add(
-        "--k",
-        default=",".join(map(str, K)),
-        metavar="1,4,8",
-        help="of pass@k and maj@k (default: %(default)s, up to n)",
-    )
+    add("--k", metavar="1,4,8", help="of pass@k and maj@k (default: the run's own, or 1,4,8,16,32,64 up to n)")
     add("--temperature", type=float, help="of the samples (default: the run's own, or 0.7)")
     add("--max-tokens", type=positive, help="of a completion (default: the run's own, or 1024)")
     add("--stage", help="of a run; default: the last that has been started")
@@ -132,7 +126,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
             shots=options.shots,
             limit=options.limit,
             samples=options.samples,
-            k=tuple(positive(word) for word in options.k.split(",")),
+            k=tuple(positive(word) for word in options.k.split(",")) if options.k else None,
             temperature=options.temperature,
             max_tokens=options.max_tokens,
             out=options.out,

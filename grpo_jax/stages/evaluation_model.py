@@ -37,6 +37,7 @@ from grpo_jax.training.storage import entries
 
 HELD_OUT = "held_out"  # the problems of a run's own section `evaluation`
 ROWS = 512  # decoded at once, unless another batch is asked for
+K = (1, 4, 8, 16, 32, 64)  # of figure 7 of arXiv:2402.03300
 PADDING = 32  # prompts are padded to a multiple of it
 
 
@@ -62,7 +63,7 @@ class Asking(NamedTuple):
     shots: str | None
     limit: int | None
     samples: int | None
-    k: tuple[int, ...]
+    k: tuple[int, ...] | None
     temperature: float | None
     max_tokens: int | None
     out: str | None
@@ -133,10 +134,17 @@ def section(own: Mapping[str, Any], asking: Asking, wanted: Sequence[str]) -> di
         **same,
         **({"benchmarks": benchmarks} if benchmarks else {}),
         "num_samples": n,
-        "k": [k for k in asking.k if k <= n],
+        "k": chosen_k(own, asking, n),
         "batch_prompts": 2 ** max(0, (ROWS // n).bit_length() - 1),
         "sampling": sampling,
     }
+
+
+def chosen_k(own: Mapping[str, Any], asking: Asking, n: int) -> list[int]:
+    """The k of pass@k and maj@k: those asked for, else the run's if it drew as many samples, else the paper's."""
+    if asking.k:
+        return list(asking.k)
+    return own["k"] if own.get("k") and own.get("num_samples") == n else [k for k in K if k <= n]
 
 
 def benchmark_settings(kind: str, asking: Asking) -> dict[str, Any]:
