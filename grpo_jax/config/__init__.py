@@ -287,6 +287,8 @@ class RLConfig:
     """Rollouts are kept for the report every so many steps; 0: never."""
     eval_steps: Count = 0
     """Held-out evaluation every so many steps, if there is an `evaluation` section; 0: never."""
+    best_metric: str | None = None
+    """Also save each step whose held-out metric is the largest so far, and keep it: greedy, maj@8, gsm8k/greedy, ..."""
     save_steps: Count = 100
     """A checkpoint every so many steps, and one at the end; 0: only at the end."""
     save_total_limit: Positive = 2

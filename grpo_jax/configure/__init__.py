@@ -1,7 +1,7 @@
 """From YAML files and command line to `Config`: strict, by kinds, with errors that name place and remedy."""
 
 from grpo_jax.configure.checks import STAGES, check, check_output
-from grpo_jax.configure.command import Command, default_file, load
+from grpo_jax.configure.command import Command, default_file, load, resolve
 from grpo_jax.configure.documents import ConfigError, dump, tree_of
 from grpo_jax.configure.kinds import find, kind_class, names
 from grpo_jax.configure.resume import MAY_CHANGE, check_resume, difference
@@ -21,5 +21,6 @@ __all__ = [
     "kind_class",
     "load",
     "names",
+    "resolve",
     "tree_of",
 ]

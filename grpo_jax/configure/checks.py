@@ -28,6 +28,7 @@ def check(config: Config) -> None:
     found += _reward_model(config, config.reward_model) if config.reward_model is not None else []
     found += _rl(config.rl) if config.rl is not None else []
     found += _evaluation(config.evaluation) if config.evaluation is not None else []
+    found += _best_metric(config)
     if found:
         raise ConfigError("\n".join(found))
 
@@ -162,6 +163,25 @@ def _rl(rl: RLConfig) -> Iterator[str]:
         yield (
             f"rl: {P} prompts of {G} completions cannot be cut into {M} equal microbatches; choose a divisor of {P * G}"
         )
+
+
+def _best_metric(config: Config) -> Iterator[str]:
+    """The metric by which the best step is kept must be one that the run computes."""
+    rl, evaluation = config.rl, config.evaluation
+    if rl is None or rl.best_metric is None:
+        return
+    if evaluation is None or not rl.eval_steps:
+        yield (
+            f"rl.best_metric is {rl.best_metric}, and nothing is measured while training; write a section evaluation, "
+            "and rl.eval_steps"
+        )
+        return
+    of_k = [f"{name}@{k}" for k in evaluation.k for name in ("pass", "maj")]
+    names = ["greedy", f"mean@{evaluation.num_samples}", *of_k]
+    there = [*names] if evaluation.source is not None else []
+    there += [f"{benchmark.kind}/{name}" for benchmark in evaluation.benchmarks or () for name in names]
+    if rl.best_metric not in there:
+        yield f"rl.best_metric is {rl.best_metric!r}, which is not measured; there are {', '.join(there)}"
 
 
 def _filters(sampling: SamplingConfig) -> tuple[tuple[str, float, float], ...]:

@@ -22,7 +22,7 @@ import tyro
 import grpo_jax
 from grpo_jax.config import Config
 from grpo_jax.configure.checks import STAGES, check, check_output
-from grpo_jax.configure.documents import ConfigError, Key, dotted, read_all, tree_of
+from grpo_jax.configure.documents import ConfigError, Document, Key, dotted, read_all, tree_of
 from grpo_jax.configure.problems import known_keys, refuse, suggest, validate
 from grpo_jax.configure.schema import Given, Schema, draft, keys, narrow
 
@@ -61,7 +61,15 @@ def load(argv: Sequence[str], prog: str = "launch/train.py") -> Command:
     words = [word for word in argv if not _is_yaml(word)]
     if words and not words[0].startswith("-"):
         raise ConfigError(f"{words[0]} is neither a .yaml file nor a flag; flags begin with --")
-    document, flags = read_all(paths), _flags(words)
+    return resolve(read_all(paths), words, paths, prog)
+
+
+def resolve(document: Document, words: Sequence[str], paths: Sequence[Path], prog: str) -> Command:
+    """Resolve settings with their origins and the flags over them; `paths` are the files that messages name.
+
+    Raises as `load`.
+    """
+    flags = _flags(words)
     kinds = {key[:-1]: value for key, value in flags.items() if key[-1] == "kind"}
     given = Given(kinds, document.origins | {_positive(key): f"--{dotted(key)}" for key in flags})
     schema = narrow(Config, document.tree, given)
@@ -112,7 +120,7 @@ def _positive(key: Key) -> Key:
     return (*key[:-1], key[-1].removeprefix("no_"))
 
 
-def _unknown_flags(flags: Iterable[Key], schema: Schema, known: list[Key], paths: list[Path]) -> Iterator[str]:
+def _unknown_flags(flags: Iterable[Key], schema: Schema, known: list[Key], paths: Sequence[Path]) -> Iterator[str]:
     """Say of each flag that is no setting whether its section is absent, or what was probably meant."""
     controls = [(field.name,) for field in dataclasses.fields(Command)]
     settable = {*keys(schema.cls), *controls, ("help",), ("h",)}

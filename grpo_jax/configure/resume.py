@@ -15,6 +15,7 @@ MAY_CHANGE = frozenset(
     {
         "attention_kernel",
         "batch_prompts",
+        "best_metric",
         "cache_block",
         "decode_layers",
         "decode_rows",

@@ -22,7 +22,7 @@ from grpo_jax.configure import ConfigError
 from grpo_jax.data.prompts import usable
 from grpo_jax.data.rows import check_answers
 from grpo_jax.data.templates import has_template
-from grpo_jax.evaluation.benchmark import BenchmarkConfig
+from grpo_jax.evaluation.benchmark import Benchmark, BenchmarkConfig
 from grpo_jax.evaluation.evaluate import (
     Generate,
     Graded,
@@ -111,8 +111,17 @@ def source_task(run: Run, programs: Programs) -> Task:
     return task
 
 
-def benchmark_task(run: Run, config: BenchmarkConfig, programs: Programs) -> Task:
-    """A benchmark, asked in its own style and judged by its own rules."""
+class Asked(NamedTuple):
+    """A benchmark, its problems, and the run as it asks them."""
+
+    benchmark: Benchmark
+    problems: Sequence[Problem]
+    run: Run
+    stop: tuple[str, ...]
+
+
+def ask(run: Run, config: BenchmarkConfig) -> Asked:
+    """Read a benchmark and make its prompts; raises `ConfigError` for a style that this sampler cannot complete."""
     benchmark = open_benchmark(config.kind, config)
     problems = read_problems(benchmark, config)
     if config.style in ("tool", "program"):
@@ -123,12 +132,17 @@ def benchmark_task(run: Run, config: BenchmarkConfig, programs: Programs) -> Tas
     prompt, stop = prompting(
         benchmark, config.style, run.config.prompt, shots=config.shots, chat=has_template(run.tokenizer)
     )
-    asked = dataclasses.replace(run, config=dataclasses.replace(run.config, prompt=prompt))
+    view = dataclasses.replace(run, config=dataclasses.replace(run.config, prompt=prompt))
+    return Asked(benchmark, problems, view, (*run.config.evaluation.sampling.stop, *stop))
+
+
+def benchmark_task(run: Run, config: BenchmarkConfig, programs: Programs) -> Task:
+    """A benchmark, asked in its own style and judged by its own rules."""
+    benchmark, problems, view, stop = ask(run, config)
     key = jax.random.fold_in(run_key(run.config.seed), EVALUATION_STREAM)
     key = jax.random.fold_in(key, zlib.crc32(benchmark.name.encode()))  # other noise for the n-th problem of each
-    stop = (*run.config.evaluation.sampling.stop, *stop)
     judged = partial(judge_benchmark, benchmark, config.style, stop, workers=run.workers)
-    return task_of(asked, benchmark.name, problems, programs, key, stop, judged)
+    return task_of(view, benchmark.name, problems, programs, key, stop, judged)
 
 
 def task_of(

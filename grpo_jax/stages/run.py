@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -27,6 +27,7 @@ from grpo_jax.sampler.draw import Distribution
 from grpo_jax.sampler.sample import Sampling
 from grpo_jax.sampler.stop import cut_at_stop
 from grpo_jax.sharding import ShardingError, agree, batch_shards, global_to_host, host_to_global, named
+from grpo_jax.stages.best import best_step
 from grpo_jax.stages.policy import frozen_params
 from grpo_jax.training.checkpoint import Checkpoints
 from grpo_jax.training.health import RunHealthError
@@ -165,7 +166,14 @@ class Run:
             self.stage(stage) / "checkpoints",
             save_total_limit,
             announce=lambda saved: self.note(f"{stage}: step {saved.step} is saved ({saved.seconds:.1f} s)"),
+            spare=lambda steps: self.best_step(stage, steps),
         )
+
+    def best_step(self, stage: str, steps: Collection[int] | None = None) -> int | None:
+        """The step of a stage with the largest `best_metric`, if the stage has one, of these steps or of all."""
+        metric = getattr(getattr(self.config, stage), "best_metric", None)
+        best = best_step(self.stage(stage), metric, steps) if metric else None
+        return best.step if best else None
 
     def restore(
         self, checkpoints: Checkpoints, abstract: Callable[[int], Any], data: dict[str, Any]
@@ -214,10 +222,11 @@ class Run:
         state: Any,
         data: dict[str, Any],
     ) -> None:
-        """Save after so many steps, at the end, and before stopping on a signal; then stop if there was one."""
+        """Save after so many steps, the best so far, the last, and before stopping on a signal; then stop."""
         checkpoints.poll()  # a save that failed in the background is known within a step
         stop = self.interruption.requested_anywhere()
-        if stop or done == total or (config.save_steps and done % config.save_steps == 0):
+        best = bool(agree(self.best_step(checkpoints.directory.parent.name) == done))
+        if stop or done == total or best or (config.save_steps and done % config.save_steps == 0):
             checkpoints.save(done, state, {"data": data} | self.base)
         if stop and done < total:
             self.stop_saved(checkpoints, done, total)
@@ -265,7 +274,10 @@ class Run:
         return step if step >= 0 else None
 
     def finish(self, stage: str, step: int) -> None:
-        """Record that a stage is finished; it is not run again."""
+        """Record that a stage is finished, and say which step was best; it is not run again."""
+        if (best := self.best_step(stage)) is not None:
+            metric = getattr(self.config, stage).best_metric
+            self.note(f"{stage}: {metric} was best at step {best}, which is kept")
         if is_primary():
             write_atomically(self.stage(stage) / "done.json", json.dumps({"step": step}) + "\n")
 

@@ -49,7 +49,8 @@ class Checkpoints:
 
     With a `save_total_limit` the directory is opened for writing: it is made, locked against a second run,
     and what a killed run left half done is removed. Without, it is only read. `announce(saved)` is called on
-    process 0, from the saving thread, each time that a checkpoint has reached the disk. All processes call
+    process 0, from the saving thread, each time that a checkpoint has reached the disk; `spare(steps)` then says which
+    of those there is not to be deleted, whatever the limit. All processes call
     every method at the same point of the program. As a context manager it waits for the last save on leaving.
 
     Raises `CheckpointError` (exit code 3) for a directory that another run writes to or that cannot be made.
@@ -61,11 +62,12 @@ class Checkpoints:
         save_total_limit: int | None = None,
         *,
         announce: Callable[[Saved], None] = lambda saved: None,
+        spare: Callable[[list[int]], int | None] = lambda steps: None,
     ):
         if "://" in str(directory):
             raise CheckpointError(f"{directory}: checkpoints need a local or mounted path; mount the bucket")
         self.directory = Path(directory).absolute()
-        self._limit, self._announce = save_total_limit, announce
+        self._limit, self._announce, self._spare = save_total_limit, announce, spare
         self._checked: set[int] = set()  # steps whose every byte this process has compared or written
         self._ours: set[int] = set()  # steps that this run has saved or goes on from
         self._saved: Saved | None = None
@@ -246,16 +248,13 @@ class Checkpoints:
         return saved
 
     def _delete_old(self, step: int) -> None:
-        """Keep this step and the newest sealed ones before it, `save_total_limit` in all."""
-        kept = 0
-        for number in storage.entries(self.directory)[0]:
-            path = self.directory / str(number)
-            if number > step:
-                continue
-            if kept < self._limit and (path / manifest.NAME).exists():
-                kept += 1
-            else:
-                storage.remove(path)
+        """Keep this step and the newest sealed ones before it, `save_total_limit` in all, and the one to spare."""
+        steps = [number for number in storage.entries(self.directory)[0] if number <= step]
+        sealed = [number for number in steps if (self.directory / str(number) / manifest.NAME).exists()]
+        kept = {*sealed[: self._limit], self._spare(sealed)}
+        for number in steps:
+            if number not in kept:
+                storage.remove(self.directory / str(number))
 
     def _check(self, step: int) -> dict[str, Any]:
         """The manifest of a step whose every byte is as written; raises `CheckpointError` otherwise."""
