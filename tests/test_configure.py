@@ -393,6 +393,24 @@ def test_kinds_pickle_and_compare(write):
         ),
         ("--rl.steps_off_policy 2 --rl.importance_cap 2", ["rl.steps_off_policy", "0", "1"]),
         ("--rl.sample_parts 3", ["4 prompts cannot be cut into 3 equal sample_parts", "a divisor of 4"]),
+        (
+            "--rl.tools.kind python --rl.fused_steps 2",
+            ["rl.tools runs programs", "rl.fused_steps 2 leaves the host none", "leave rl.tools out"],
+        ),
+        (
+            "--rl.tools.kind python --rl.steps_off_policy 1 --rl.importance_cap 2",
+            ["rl.tools runs programs", "rl.steps_off_policy 1"],
+        ),
+        (
+            "--rl.tools.kind python --rl.sampling.stop Q:",
+            ["rl.tools", "rl.sampling.stop is ['Q:']", "leave one of the two out"],
+        ),
+        (
+            "--evaluation.tools.kind python --evaluation.sampling.stop Q:",
+            ["evaluation.tools", "evaluation.sampling.stop is ['Q:']"],
+        ),
+        ("--rl.tools.kind abacus", ["no 'abacus' in grpo_jax/tools", "there are python"]),
+        ("--rl.tools.kind python --rl.tools.max_rounds 0", ["rl.tools.max_rounds", "greater than 0"]),
         ("--num_processes 2", ["need --coordinator"]),
         ("--coordinator h:1 --num_processes 2", ["--process_id", "2 and None"]),
         ("--coordinator h:1 --num_processes 2 --process_id 2", ["2 and 2"]),
@@ -501,6 +519,13 @@ def test_check_resume(write, tmp_path):
     ]
     changes = check_resume(saved, load(["a.yaml", *free]).config)
     assert len(changes) == 4 and "rl.logging_steps: 1 -> 9" in changes and "mesh.tensor: 1 -> 2" in changes
+    tool = ["--rl.tools.kind", "python"]
+    saved.write_text(dump(load(["a.yaml", *tool]).config))
+    moved = load(["a.yaml", *tool, "--rl.tools.workers", "4", "--rl.tools.sandbox", "namespaces"]).config
+    assert len(check_resume(saved, moved)) == 2
+    with pytest.raises(ConfigError, match=r"rl\.tools\.max_rounds: 4 -> 1"):
+        check_resume(saved, load(["a.yaml", *tool, "--rl.tools.max_rounds", "1"]).config)
+    saved.write_text(dump(config))
     other = load(["a.yaml", "--rl.algorithm.beta", "0.5", "--rl.max_steps", "600", "--seed", "9"]).config
     with pytest.raises(ConfigError, match=r"rl\.algorithm\.beta: 0\.01 -> 0\.5") as error:
         check_resume(saved, other)

@@ -258,6 +258,8 @@ class RLConfig:
     Rewards must have an array form (`exact`, `length`); a signal is heeded when the program ends."""
     sampling: SamplingConfig = SamplingConfig()
     """How completions are drawn."""
+    tools: Annotated[Any, Kind("tools")] | None = None
+    """Run the programs that completions write, and let the policy read the output. None: completions are only text."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW; the paper's RL has 1e-6."""
     head_chunk: Count = 0
@@ -315,6 +317,8 @@ class EvaluationConfig:
     """Rows decoded at once, refilled from the completions that wait as theirs end; 0: all of a batch. Same tokens."""
     sampling: SamplingConfig = SamplingConfig()
     """Of the n samples; greedy decoding takes its lengths and stops from here."""
+    tools: Annotated[Any, Kind("tools")] | None = None
+    """Run the programs that completions write, and let the policy read the output. None: completions are only text."""
 
 
 @config

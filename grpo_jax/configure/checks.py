@@ -154,6 +154,14 @@ def _rl(rl: RLConfig) -> Iterator[str]:
             f"rl.fused_steps is {rl.fused_steps}, and rl.sampling.stop is {list(rl.sampling.stop)}: stop strings are "
             "found in text, on the host; set rl.fused_steps to 0, or leave rl.sampling.stop out"
         )
+    if rl.tools is not None:
+        yield from _tools("rl", rl.sampling)
+        host = [f"{name} {getattr(rl, name)}" for name in ("fused_steps", "steps_off_policy") if getattr(rl, name)]
+        if host:
+            yield (
+                f"rl.tools runs programs while completions are sampled, which is work of the host, and "
+                f"rl.{' and rl.'.join(host)} leaves the host none there; set it to 0, or leave rl.tools out"
+            )
     if rl.rollout_weights == "int8" and rl.importance_cap is None:
         yield (
             "rl.rollout_weights: int8 samples from another policy than the trained one, and rl.importance_cap, which "
@@ -184,12 +192,23 @@ def _best_metric(config: Config) -> Iterator[str]:
         yield f"rl.best_metric is {rl.best_metric!r}, which is not measured; there are {', '.join(there)}"
 
 
+def _tools(section: str, sampling: SamplingConfig) -> Iterator[str]:
+    """Refuse what a completion in rounds cannot have."""
+    if sampling.stop:
+        yield (
+            f"{section}.tools: completions in rounds end by themselves, and {section}.sampling.stop is "
+            f"{list(sampling.stop)}, which is looked for when they are whole; leave one of the two out"
+        )
+
+
 def _filters(sampling: SamplingConfig) -> tuple[tuple[str, float, float], ...]:
     """What may leave out tokens: name, value, and the value that leaves out none."""
     return ("top_k", sampling.top_k, 0), ("top_p", sampling.top_p, 1.0), ("min_p", sampling.min_p, 0.0)
 
 
 def _evaluation(evaluation: EvaluationConfig) -> Iterator[str]:
+    if evaluation.tools is not None:
+        yield from _tools("evaluation", evaluation.sampling)
     n = evaluation.num_samples
     kinds = [benchmark.kind for benchmark in evaluation.benchmarks or ()]
     if evaluation.source is None and not kinds:

@@ -35,9 +35,11 @@ MAY_CHANGE = frozenset(
         "report_to",
         "rollout_steps",
         "sample_parts",
+        "sandbox",
         "save_steps",
         "save_total_limit",
         "scan_layers",
+        "workers",
     }
 )
 """Keys and sections that change where and how a run computes, what it reports and when it gives up."""

@@ -146,6 +146,12 @@ def symbols_solution(problem: Sum, work: Work) -> str:
     return "\n".join(map(str, work.results))
 
 
+def program_solution(problem: Sum) -> str:
+    """The sum as a program, its output, and the result."""
+    result = work_out(problem, lambda step: False).results[-1]
+    return f"```python\n{symbols(problem).removesuffix('=')}\n```\n```output\n{result}\n```\n{result}"
+
+
 PEOPLE = (("Tom", "He"), ("Ann", "She"), ("Max", "He"), ("Eva", "She"), ("Ben", "He"), ("Lily", "She"))
 THINGS = ("apples", "coins", "books", "cards", "shells", "pens", "eggs", "stamps")
 GAINS = ("gets {n} more", "finds {n} more", "buys {n} more", "wins {n} more")

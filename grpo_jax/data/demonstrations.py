@@ -7,7 +7,8 @@ a token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,9 @@ from grpo_jax.data.encoding import TokenizerError, as_data, encode, tokenizer_na
 from grpo_jax.data.prompts import mark_message, problem_name, prompt_ids, prompt_messages, uses_chat
 from grpo_jax.data.templates import render
 from grpo_jax.types import Problem
+
+# Behind the fence of a program: what a tool has said, with the line break before it and the one after.
+_OUTPUT = re.compile(r"(?<=\n```)(\n```output\n(?:.*?\n)?```(?:\n|$))", re.DOTALL)
 
 
 class DemonstrationError(ValueError):
@@ -43,20 +47,30 @@ def demonstration(
 ) -> Example:
     """Return the prompt's tokens as context and the completion's as learnt, its end of sequence included.
 
-    Of a conversation every assistant turn is learnt, up to its end of turn. Raises `DemonstrationError`
-    without a solution or an assistant turn, `TokenizerError` if the chat template rewrites earlier turns.
+    The output of a program, "```output" behind its block, is context too: a tool writes it. Of a conversation every
+    assistant turn is learnt, up to its end of turn. Raises `DemonstrationError` without a solution or an assistant
+    turn, `TokenizerError` if the chat template rewrites earlier turns.
     """
     name = name or problem_name(problem)
     if uses_chat(problem, config, tokenizer):
         pieces = _turns(problem, config, tokenizer, eos_ids, name)
     else:
         solution = as_data(_solution(problem, name), tokenizer, markup=False)
-        completion = [*encode(tokenizer, solution, continues=True), eos_ids[0]]
-        pieces = [(prompt_ids(problem, config, tokenizer), False), (completion, True)]
+        parts = [(encode(tokenizer, part, continues=True), learnt) for part, learnt in _parts(solution)]
+        pieces = [(prompt_ids(problem, config, tokenizer), False), *parts, ([eos_ids[0]], True)]
     tokens = np.array([i for ids, _ in pieces for i in ids], np.int32)  # [T]
     loss_mask = np.repeat([learnt for _, learnt in pieces], [len(ids) for ids, _ in pieces])  # [T]
     loss_mask[:1] = False  # nothing stands before the first token to predict it from
     return Example(tokens, loss_mask, name)
+
+
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
+    """What a text says, learnt, and between it the outputs of its programs, which a tool writes: the last is learnt.
+
+    They are encoded apart, as in sampling, where one hears the other.
+    """
+    for i, part in enumerate(_OUTPUT.split(text)):
+        yield part, i % 2 == 0
 
 
 def _solution(problem: Problem, name: str) -> str:
@@ -95,7 +109,9 @@ def _turns(
         if not before.startswith(done) or not after.startswith(before):
             raise TokenizerError(_rewrites(tokenizer, name, i))
         pieces.append((encode(tokenizer, before[len(done) :], continues=bool(done)), False))
-        said, tail = _until_eos(encode(tokenizer, after[len(before) :], continues=True), eos_ids)
+        *parts, (last, _) = _parts(after[len(before) :])
+        pieces += [(encode(tokenizer, part, continues=True), learnt) for part, learnt in parts]
+        said, tail = _until_eos(encode(tokenizer, last, continues=True), eos_ids)
         pieces += [(said, True), (tail, False)]
         done = after
     pieces.pop()  # what the template writes after the last end of turn is never reached

@@ -171,6 +171,12 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
             usual=("completions/clipped_ratio", None, 0.3),
         ),
         Chart(
+            "Programs",
+            ("tools/calls", "tools/failed", "tools/cut"),
+            "Calls of the tool by completion, the share of calls that failed, and of completions that ended at one.",
+            "Calls as the problems need; failures fall. Rising failures: look at the programs among the rollouts.",
+        ),
+        Chart(
             "Tokens",
             ("num_tokens",),
             "Tokens of a step, prompts included.",
@@ -189,6 +195,12 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
             ("time/device_idle_s", "time/host_idle_s"),
             "Seconds of a step in which the devices had nothing to run, and in which the host had nothing to do.",
             "Idle devices near 0. Else: rl.sample_parts, faster rewards, or rl.steps_off_policy; see the timeline.",
+        ),
+        Chart(
+            "The tool",
+            ("tools/call_seconds", "tools/wait_seconds"),
+            "Seconds from asking for a program to its output, and seconds of a step in which no row could decode.",
+            "A call well below a second, waiting near 0. Else: more tool workers, or fewer rows at once.",
         ),
         Chart(
             "Seconds by phase",

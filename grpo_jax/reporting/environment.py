@@ -55,13 +55,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_environment(path: str | Path) -> dict[str, Any]:
-    """Write environment.json and return its content; what a resumed run finds there moves into "earlier".
+def write_environment(path: str | Path, **more: Any) -> dict[str, Any]:
+    """Write environment.json and return its content, `more` included; what a resumed run finds moves into "earlier".
 
     Only process 0 writes.
     """
     path = Path(path)
-    found = environment()
+    found = environment() | more
     if is_primary():
         before = parse_object(path.read_text("utf-8")) if path.is_file() else None
         if before:

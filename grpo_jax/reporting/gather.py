@@ -92,6 +92,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "Seed": str(run.config["seed"]) if "seed" in run.config else "",
         "Devices": devices_in_words(run.environment),
         "Software": software_in_words(run.environment),
+        "Sandbox": sandbox_in_words(section(run.environment, "tools")),
         "Commit": commit_in_words(run.environment.get("git")),
         "Steps": ", ".join(steps_in_words(run, stage) for stage in run.stages),
         "First to last line": duration_in_words(run.stages),
@@ -157,6 +158,17 @@ def software_in_words(environment: Mapping[str, Any]) -> str:
     versions = section(environment, "versions")
     words = [f"{name} {versions[name]}" for name in ("jax", "flax") if versions.get(name)]
     return ", ".join([f"Python {environment['python']}", *words] if environment.get("python") else words)
+
+
+def sandbox_in_words(tools: Mapping[str, Any]) -> str:
+    """What held the programs of completions, and how many attacks were tried on it at the start."""
+    words = []
+    for section_name in tools:
+        record = section(tools, section_name)
+        attacks = section(record, "attacks")
+        tried = f", {len(attacks)} attacks and controls passed" if attacks else ", not tried"
+        words += [f"{record['backend']}{tried}"] if record.get("backend") else []
+    return ", ".join(dict.fromkeys(words))
 
 
 def commit_in_words(git: Any) -> str:

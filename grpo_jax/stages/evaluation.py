@@ -43,9 +43,9 @@ from grpo_jax.rewards.reward import Reward, RewardError, check_rewards, load_rew
 from grpo_jax.rewards.score import score
 from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards, global_to_host, run_key
-from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import read_source
+from grpo_jax.stages.tooling import open_sampler
 from grpo_jax.types import Problem
 
 # Folded into the run's seed, so that evaluation does not draw the noise of training.
@@ -88,8 +88,8 @@ def tasks_of(run: Run) -> tuple[Task, ...]:
     """The tasks of a run's evaluation, with programs that all of them share: they are of one shape."""
     c: EvaluationConfig = run.config.evaluation
     programs = Programs(
-        greedy=sampling_program(run.model, run.sampling(c.sampling, 1, greedy=True, decode_rows=c.decode_rows)),
-        sampled=sampling_program(run.model, run.sampling(c.sampling, c.num_samples, decode_rows=c.decode_rows)),
+        greedy=open_sampler(run, "evaluation", run.sampling(c.sampling, 1, greedy=True, decode_rows=c.decode_rows)),
+        sampled=open_sampler(run, "evaluation", run.sampling(c.sampling, c.num_samples, decode_rows=c.decode_rows)),
     )
     of_source = [source_task(run, programs)] if c.source else []
     return (*of_source, *(benchmark_task(run, config, programs) for config in c.benchmarks or ()))

@@ -28,6 +28,7 @@ from grpo_jax.rewards.reward import Reward
 from grpo_jax.sharding import global_to_host, named, replicated, start_to_host
 from grpo_jax.stages.judging import Judged, Told, judge, score_text
 from grpo_jax.stages.programs import GAP, RLPrograms, old_pass
+from grpo_jax.stages.rounds import Use
 from grpo_jax.stages.run import Run
 from grpo_jax.types import Experience, Problem, Prompts, Rollout, Sequences, TrainState
 
@@ -67,7 +68,7 @@ class Read(NamedTuple):
     """A part of a rollout as the host sees it, ended at the stop strings."""
 
     rollout: Rollout | None  # with host arrays, where stop strings are looked for
-    tokens: list[list[int]]  # the chosen ones of each row
+    tokens: list[list[int]]  # of each row, those of a tool among them
     texts: list[str]
 
 
@@ -83,6 +84,7 @@ class Drawn(NamedTuple):
     gap: dict[str, Array]  # between sampler and trainer; {} where the update itself measures it
     read: tuple[Future[Read], ...]
     told: tuple[Future[Told], ...]
+    uses: tuple[Use, ...] = ()  # of tools, by part
 
 
 class Collected(NamedTuple):
@@ -104,18 +106,19 @@ def draw(stage: Stage, state: TrainState, reference: Any, step: int) -> Drawn:
     indices = distinct_indices(len(stage.problems), c.prompts_per_step, seed=run.config.seed, step=step)  # 5
     offline = stage.algorithm.sampler == "reference"
     policy = run.policy(reference if offline and step % c.max_steps else state.params)
-    parts, judging = [], []
+    parts, judging, uses = [], [], []
     with timeline.span(LOOP, "start sampling", step + 1):
         for m in range(c.sample_parts):
             prompts = run.prompts(stage.problems, indices[m :: c.sample_parts])
             sampled = (policy, prompts, state.key, step)
             part = timeline.run("sample", step + 1, stage.programs.sample, *sampled, of=lambda part: part.finished)  # 7
             parts.append(part)
+            uses += [stage.programs.sample.use] if "rl" in run.tools else []
             judging.append(start_judging(stage, part, indices[m :: c.sample_parts], step))  # 8
         gap = {}
         if c.steps_off_policy or offline:  # by the time of the update, the policy is another
             gap = timeline.run("check", step + 1, stage.programs.gap, policy, parts[0])
-    return Drawn(step, indices, tuple(parts), gap, *zip(*judging, strict=True))
+    return Drawn(step, indices, tuple(parts), gap, *zip(*judging, strict=True), tuple(uses))
 
 
 def abstract_ahead(run: Run, step: int) -> dict[str, Any]:
@@ -153,7 +156,7 @@ def start_judging(stage: Stage, part: Rollout, indices: np.ndarray, step: int) -
     """Let the graders' thread read a part of a rollout when it is there, and then judge it."""
     problems = [stage.problems[i] for i in indices]
     stop = stage.run.config.rl.sampling.stop
-    seen = start_to_host(part if stop else (part.completions.tokens, part.completion_mask))
+    seen = start_to_host(part if stop else (part.completions.tokens, part.completions.segments))
     read = stage.graders.submit(read_part, stage, seen, step + 1)
     return read, stage.graders.submit(judge_part, stage, problems, read, step + 1)
 
@@ -165,9 +168,9 @@ def read_part(stage: Stage, seen: Any, step: int) -> Read:
     with stage.timeline.span(GRADERS, "read", step):
         if stop:
             part = stage.run.cut_at_stop(seen, stop)
-            seen = part.completions.tokens, part.completion_mask
-        chosen = [row[keep].tolist() for row, keep in zip(*seen, strict=True)]
-        return Read(part, chosen, stage.run.decode(chosen))
+            seen = part.completions.tokens, part.completions.segments
+        written = [row[there > 0].tolist() for row, there in zip(*seen, strict=True)]
+        return Read(part, written, stage.run.decode(written))
 
 
 def judge_part(stage: Stage, problems: Sequence[Problem], read: Future[Read], step: int) -> Told:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ from grpo_jax.stages.policy import (
     read_decoder_config,
 )
 from grpo_jax.stages.run import Run
+from grpo_jax.stages.tooling import open_tools
 from grpo_jax.training.interrupt import Interruption
 from grpo_jax.training.manifest import CheckpointError
 from grpo_jax.training.storage import LOCK, claim
@@ -56,8 +58,10 @@ def run(command: Command, workers: Workers) -> None:
         this = open_run(config, directory, workers, interruption)
         at_exit.enter_context(jax.set_mesh(this.mesh))
         wanted = command.only or tuple(s for s in (*STAGES, "evaluation") if getattr(this.config, s))
+        tools, records = at_exit.enter_context(open_tools(this.config, wanted))
+        this = dataclasses.replace(this, tools=tools)
         prepared = prepare_sections(this, wanted)
-        keep_settings(this)
+        keep_settings(this, records)
         at_exit.callback(report, this)
         run_sections(this, wanted, prepared)
 
@@ -109,12 +113,12 @@ def check_config(directory: Path, config: Config) -> None:
         print(f"changed since the run was started: {line}")
 
 
-def keep_settings(run: Run) -> None:
-    """Write what the run is made of beside its results."""
+def keep_settings(run: Run, tools: Mapping[str, Any]) -> None:
+    """Write what the run is made of beside its results; `tools` is what those of the sections say of themselves."""
     if is_primary():
         write_atomically(run.directory / "config.yaml", dump(run.config))
         run.tokenizer.save_pretrained(run.directory / "tokenizer")
-        write_environment(run.directory / "environment.json")
+        write_environment(run.directory / "environment.json", **({"tools": tools} if tools else {}))
 
 
 def prepare_sections(run: Run, wanted: Collection[str]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ from grpo_jax.stages.programs import RLPrograms, algorithm_of, compiled, rl_prog
 from grpo_jax.stages.rollouts import keep_rollouts, step_metrics
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import load_answered, source_record
+from grpo_jax.stages.tooling import in_rounds, tool_metrics
 from grpo_jax.training.health import Health
 from grpo_jax.training.optimizer import learning_rates, make_optimizer
 from grpo_jax.training.state import abstract_copy, abstract_state, create_state
@@ -134,6 +135,7 @@ def train(
     sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows, weights=c.rollout_weights)
     params = abstract(run.model.config, run.mesh)
     programs = rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params)
+    programs = in_rounds(run, programs, sampling)
     bound = c.max_logprob_gap if sampling.distribution.full_support else None
     health = Health(c.max_skipped_steps, bound, corrected=c.rollout_weights != "same")
     rates = learning_rates(c.optimizer, updates_in_all)
@@ -278,4 +280,4 @@ def measure(
     batch = batch._replace(judged=batch.judged.on_host())
     waited = stage.timeline.finish(drawn.step + 1)
     metrics = step_metrics(batch.rollout, batch.judged, updates, progress.seconds, waited)
-    return batch, metrics | jax.device_get(drawn.gap)
+    return batch, metrics | jax.device_get(drawn.gap) | tool_metrics(drawn.uses)

@@ -29,6 +29,7 @@ from grpo_jax.sampler.stop import cut_at_stop
 from grpo_jax.sharding import ShardingError, agree, batch_shards, global_to_host, host_to_global, named
 from grpo_jax.stages.best import best_step
 from grpo_jax.stages.policy import frozen_params
+from grpo_jax.stages.rounds import Tool
 from grpo_jax.training.checkpoint import Checkpoints
 from grpo_jax.training.health import RunHealthError
 from grpo_jax.training.interrupt import Interruption
@@ -50,6 +51,7 @@ class Run:
     workers: Workers
     interruption: Interruption
     base: dict[str, Any]  # what checkpoints keep of the base of adapters, and how these are added; {} without
+    tools: dict[str, Tool] = dataclasses.field(default_factory=dict)  # by the section that has one
 
     @functools.cached_property
     def frozen(self) -> Any | None:
@@ -139,9 +141,9 @@ class Run:
         return cut_at_stop(rollout, self.tokenizer.decode, stop, pad_id=self.pad_id)
 
     def texts(self, rollout: Rollout) -> list[str]:
-        """The text of each completion [B], without special tokens."""
-        tokens, mask = global_to_host((rollout.completions.tokens, rollout.completion_mask))
-        return self.decode([row[chosen].tolist() for row, chosen in zip(tokens, mask, strict=True)])
+        """The text of each completion [B], without special tokens; what a tool wrote is a part of it."""
+        tokens, segments = global_to_host((rollout.completions.tokens, rollout.completions.segments))
+        return self.decode([row[there > 0].tolist() for row, there in zip(tokens, segments, strict=True)])
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """The text of each row of tokens, without special tokens."""

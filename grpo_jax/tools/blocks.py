@@ -7,8 +7,7 @@
     42
     ```
 
-The fences are Markdown's: a block ends at a line of "```" alone. A line that opens a block of Python inside another,
-which was never closed, opens it anew.
+The fences are Markdown's: a block begins with a line that ends in "```python", and ends at a line of "```" alone.
 """
 
 from __future__ import annotations

@@ -13,7 +13,10 @@ import pydantic
 from grpo_jax.config import Count, Positive, config
 
 if TYPE_CHECKING:
-    from grpo_jax.tools.results import Limits
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+
+    from grpo_jax.tools.results import Limits, ToolResult
     from grpo_jax.tools.sandbox import Sandbox
 
 
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 class Config:
     """A sandbox for Python programs."""
 
+    max_rounds: Positive = 4
+    """Programs of a completion; one that writes a further one ends there, unfinished. (DeepSeek-Math's code: 2.)"""
+    max_output_tokens: Positive = 256
+    """Tokens of an output that the policy reads, half from its start and half from its end. (There: 100 characters.)"""
     sandbox: Literal["auto", "bubblewrap", "namespaces", "unsafe"] = "auto"
     """auto: bubblewrap, else our own namespaces, else a refusal. unsafe: no isolation; recorded with the run."""
     time_limit: Annotated[float, pydantic.Field(gt=0)] = 10.0
@@ -40,6 +47,12 @@ def build(c: Config) -> Sandbox:
     from grpo_jax.tools.sandbox import Sandbox
 
     return Sandbox(c.sandbox, workers=c.workers or None, packages=c.packages)
+
+
+def asking(sandbox: Sandbox, c: Config) -> Callable[[str, Sequence[str]], Future[ToolResult]]:
+    """How the programs of completions are run: `(program, those that it goes on from) -> future result`."""
+    bounds = limits(c)
+    return lambda program, earlier: sandbox.submit(program, bounds, earlier=earlier)
 
 
 def limits(c: Config) -> Limits:

@@ -156,3 +156,21 @@ def test_importing_the_kind_is_light():
     code = f"import sys, grpo_jax.data.sources.{{}}; sys.exit({heavy})"
     for kind in ("arithmetic", "jsonl", "tfds", "hf"):
         assert subprocess.run([sys.executable, "-c", code.format(kind)]).returncode == 0, kind
+
+
+def test_demonstrations_with_a_program():
+    """A share of them, which are right; the others are as before, and the alphabet has what programs need."""
+    plain = build(Config(size=400, slip_rate=1.0), 0)
+    mixed = build(Config(size=400, slip_rate=1.0, tool_rate=0.3), 0)
+    called = [problem.solution.startswith("```python\n") for problem in mixed]
+    assert 0.22 < sum(called) / 400 < 0.38
+    for with_tool, a, b in zip(called, plain, mixed, strict=True):
+        assert (a.question, a.answer) == (b.question, b.answer)
+        if with_tool:
+            program, output, answer = b.solution.removeprefix("```python\n").replace("\n```\n", "|").split("|")
+            assert program + "=" == b.question and eval(program) == int(b.answer)
+            assert output == "```output\n" + b.answer and answer == b.answer and not b.columns["slipped"]
+        else:
+            assert a.solution == b.solution
+        assert set(b.question + b.solution) <= set(alphabet(mixed.config))
+    assert alphabet(plain.config) == "\n+-0123456789="

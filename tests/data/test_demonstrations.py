@@ -129,3 +129,32 @@ def test_truncation_that_leaves_only_context_drops_the_example():
     both = demonstrations([long_prompt, short], TEXT, character_tokenizer("1"), (1,))
     assert len(fit(both, 6, "truncate", notes.append)) == 1
     assert "0 were cut to 6 tokens and 1 left out" in notes[0]
+
+
+PROGRAM = "So\n```python\n6*7\n```\n```output\n42\n```\n42 it is"
+
+
+@pytest.mark.parametrize("config", [TEXT, CHAT])
+@pytest.mark.parametrize("name", ["chatml", "bos_tokenizer"])
+def test_what_a_tool_wrote_is_context(request, name, config):
+    """Only outputs behind a program; they are encoded as the policy hears them, and nothing else is taken out."""
+    tokenizer = request.getfixturevalue(name)
+    problem = Problem("6*7=", "42", solution=PROGRAM)
+    example = demonstration(problem, config, tokenizer, eos_ids(tokenizer))
+    said = learnt(example, tokenizer)
+    assert said.replace(tokenizer.eos_token, "").strip() == "So\n```python\n6*7\n```42 it is"
+    context = example.tokens[len(prompt_ids(problem, config, tokenizer)) :][
+        ~example.loss_mask[len(prompt_ids(problem, config, tokenizer)) :]
+    ]
+    assert tokenizer.decode(context) == "\n```output\n42\n```\n"
+    for text in ("```output\n42\n```\n", "a\n```python\n1\n```\nso", "```python\n1\n```\n```output\nnever closed"):
+        plain = demonstration(Problem("q", "1", solution=text), TEXT, tokenizer, eos_ids(tokenizer))
+        assert plain.loss_mask[len(prompt_ids(Problem("q", "1"), TEXT, tokenizer)) :].all()
+
+
+def test_two_programs_of_a_demonstration():
+    tokenizer = character_tokenizer("`pythonutqSX 0123456789*+-\n")
+    text = "```python\n1\n```\n```output\n\n```\n```python\n2\n```\n```output\n2\n2\n```\n2"
+    example = demonstration(Problem("1", "2", solution=text), TEXT, tokenizer, (1,))
+    assert learnt(example, tokenizer) == "```python\n1\n``````python\n2\n```2<eos>"
+    assert tokenizer.decode(example.tokens[:-1]) == "1" + text

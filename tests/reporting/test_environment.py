@@ -6,6 +6,7 @@ from pathlib import Path
 
 from grpo_jax.reporting import environment as module
 from grpo_jax.reporting.environment import git_state, without_home, write_environment
+from grpo_jax.reporting.gather import sandbox_in_words
 
 
 def test_versions_devices_and_command_line_are_written(tmp_path):
@@ -53,3 +54,13 @@ def test_the_home_directory_is_not_told(monkeypatch):
     home = "/" + "home/ada"
     monkeypatch.setenv("HOME", home)
     assert without_home(f"--output_dir={home}/runs") == "--output_dir=~/runs"
+
+
+def test_more_is_written_beside(tmp_path):
+    """What held the programs of a policy, and how the attacks on it ended."""
+    record = {"backend": "namespaces", "attacks": {"spins": "contained"}}
+    write_environment(tmp_path / "environment.json", tools={"rl": record})
+    assert json.loads((tmp_path / "environment.json").read_text())["tools"] == {"rl": record}
+    assert sandbox_in_words({"rl": record, "evaluation": record}) == "namespaces, 1 attacks and controls passed"
+    assert sandbox_in_words({"rl": {"backend": "unsafe"}}) == "unsafe, not tried"
+    assert sandbox_in_words({}) == ""

@@ -46,6 +46,8 @@ class Config:
     """`47+8-9=`, or a short story."""
     slip_rate: Share = 0.0
     """Share of the steps with a carry or borrow in which the demonstration slips."""
+    tool_rate: Share = 0.0
+    """Share of the demonstrations that let a program calculate, and read its output; they do not slip."""
     students: Positive = 1
     """Demonstrations of each problem, each by another student; the source is so many times longer."""
 
@@ -62,7 +64,9 @@ def alphabet(config: Config) -> str:
     """Return all characters that may occur in questions and solutions, sorted."""
     from grpo_jax.data.arithmetic import words_characters
 
-    return "".join(sorted(set("0123456789+-=\n" if config.form == "symbols" else words_characters())))
+    programs = "```python\n```output\n0123456789+-" if config.tool_rate else ""
+    characters = "0123456789+-=\n" if config.form == "symbols" else words_characters()
+    return "".join(sorted(set(characters + programs)))
 
 
 class Arithmetic(Sequence):
@@ -103,16 +107,19 @@ class Arithmetic(Sequence):
 
         student, number = divmod(index, self.size)
         problem = self._sum(number)
-        work = arithmetic.work_out(problem, lambda step: self._slips(number, student, step))
+        tool = self._draws("tool", number, student, 0, self.config.tool_rate)
+        slips = (lambda step: False) if tool else lambda step: self._slips(number, student, step)
+        work = arithmetic.work_out(problem, slips)
         right = arithmetic.work_out(problem, lambda step: False)
         words = self.config.form == "words"
+        solution = arithmetic.words_solution if words else arithmetic.symbols_solution
         name = f"{self.config.split}-{number}" + (f"-{student}" if self.config.students > 1 else "")
         return Problem(
             question=(arithmetic.words if words else arithmetic.symbols)(problem),
             answer=str(right.results[-1]),
             source="arithmetic",
             id=name,
-            solution=(arithmetic.words_solution if words else arithmetic.symbols_solution)(problem, work),
+            solution=arithmetic.program_solution(problem) if tool else solution(problem, work),
             columns={"steps": self.config.steps, "slipped": work.slipped},
         )
 
@@ -123,7 +130,9 @@ class Arithmetic(Sequence):
         return self.space.unrank(permute(self.offset + place, self.space.size, "split"))
 
     def _slips(self, number: int, student: int, step: int) -> bool:
+        return self._draws("slip", number, student, step, self.config.slip_rate)
+
+    def _draws(self, what: str, number: int, student: int, step: int, rate: float) -> bool:
         from grpo_jax.data.permutation import unit_interval
 
-        key = f"slip/{self.seed}/{self.config.split}/{number}/{student}/{step}"
-        return unit_interval(key) < self.config.slip_rate
+        return unit_interval(f"{what}/{self.seed}/{self.config.split}/{number}/{student}/{step}") < rate
