@@ -31,6 +31,7 @@ class Encoding(NamedTuple):
     encode: Callable[[str], list[int]]  # what the policy would write; control tokens in it are plain text
     ends: tuple[int, ...]  # tokens that end a completion
     longest: int  # tokens of a completion, Tc
+    decode: Callable[[Sequence[int]], str] | None = None  # the text of tokens, without special ones
 
 
 class Batch(NamedTuple):
@@ -51,6 +52,15 @@ class Part(NamedTuple):
     values: Sequence[float]  # [B]
     counts: dict[str, int]
     error: str | None = None
+    steps: Sequence[Sequence[tuple[int, float]]] | None = None  # [B], of each step its last token and its reward
+
+
+class StepRewards(NamedTuple):
+    """What a reward of steps says on the devices (arXiv:2402.03300, section 4.1.3); NaN where it cannot judge."""
+
+    outcome: Array  # [P, G] f32, one number for metrics, such as the mean over the steps
+    steps: Array  # [P, G, Tc] f32, 0 off the mask
+    step_mask: Array  # [P, G, Tc] bool, True on the last token of each step
 
 
 class Reward(NamedTuple):
@@ -61,6 +71,9 @@ class Reward(NamedTuple):
     each problem, as arrays [P, ...] of the same shapes at every step. Of both forms, steps one by one take the host's,
     fused steps (`training/fused.py`) the arrays'. `check(workers)`, if there, is called once at start and raises
     `RewardError`.
+
+    With `steps` it judges steps: `array` returns `StepRewards`, and `host` a part with `steps` beside its values, which
+    are each completion's outcome, for metrics. A step ends where `splitting.py` says, or at any token of its choice.
     """
 
     name: str
@@ -70,6 +83,7 @@ class Reward(NamedTuple):
     columns: Callable[[Sequence[Problem], Encoding], dict[str, np.ndarray]] | None = None
     check: Callable[[Workers], None] | None = None
     optional: bool = False  # whether NaN leaves the sum to the other rewards; else it makes the sum NaN
+    steps: bool = False  # whether it judges the steps of a completion
 
 
 def load_reward(config: Any) -> Reward:
