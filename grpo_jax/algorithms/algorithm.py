@@ -32,13 +32,20 @@ def mixed_outcomes(rewards: Array) -> Array:
     return ~dead_groups(rewards)
 
 
+def signals(rewards: Rewards) -> Array:
+    """The numbers of each group whose spread is its signal: outcomes [P, G], or its steps, NaN where there is none."""
+    if rewards.steps is None:
+        return rewards.outcome
+    return jnp.where(rewards.step_mask, rewards.steps, jnp.nan).reshape(rewards.outcome.shape[0], -1)
+
+
 class Algorithm(NamedTuple):
     """A method as a value; compose one from the functions of this package, or write your own four."""
 
     advantages: Callable[[Rewards], Array]  # -> [P, G] or [P, G, Tc]
     weights: Callable[[Array], Array]  # mask [B, Tc] -> [B, Tc]
     loss: Callable[[Array, Experience], tuple[Array, Metrics]]  # logprobs [B, Tc] -> sum over rows, metrics [B, Tc]
-    keep: Callable[[Array], Array] = all_groups  # rewards [P, G] -> [P] bool
+    keep: Callable[[Array], Array] = all_groups  # rewards [P, n] (`signals`) -> [P] bool
     rows: int = 1  # rows that must stay together
     reference: bool = False  # whether `ref_logprobs` are needed
     penalty: Callable[[Array, Array, Array], Array] | None = None  # (logprobs, ref, mask) -> [B, Tc], off the reward
@@ -102,7 +109,7 @@ def make_experience(
         prompts, arrays = rollout.prompts, (rollout.replace(prompts=None), rewards, old_logprobs, ref_logprobs)
         rollout, rewards, old_logprobs, ref_logprobs = jax.tree.map(partial(in_order, order), arrays)
         rollout = rollout.replace(prompts=prompts)
-    kept = jnp.repeat(algorithm.keep(rewards.outcome), G) & ~jnp.isnan(rewards.outcome).reshape(B)  # [B]
+    kept = jnp.repeat(algorithm.keep(signals(rewards)), G) & ~jnp.isnan(rewards.outcome).reshape(B)  # [B]
     if not algorithm.truncated:
         kept = kept & rollout.finished
     if algorithm.distinct:

@@ -2,8 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax import Array
+
+from grpo_jax.rewards.reward import StepRewards
+from grpo_jax.types import Rewards
+
+
+def combine_all(
+    parts: Sequence[Array | StepRewards], weights: Array, optional: Array | None = None
+) -> tuple[Array, Rewards]:
+    """The parts one by one, and what they come to: `combine` of their outcomes, and step rewards if a part has some.
+
+        r[t] = sum over the parts with steps of weights * steps[t],  and at the completion's last step end
+               the other parts' weighted sum besides: they are known when it is finished
+
+    A completion whose outcome is NaN has NaN at all its steps, and leaves its group's baseline.
+    -> [R, P, G] f32, Rewards.
+    """
+    values = jnp.stack([part.outcome if isinstance(part, StepRewards) else part for part in parts])
+    values = values.astype(jnp.float32)
+    outcome = combine(values, weights, optional)
+    judged = [i for i, part in enumerate(parts) if isinstance(part, StepRewards)]
+    if not judged:
+        return values, Rewards(outcome)
+    steps = sum(weights[i] * parts[i].steps for i in judged)  # [P, G, Tc]
+    mask = sum(parts[i].step_mask for i in judged) > 0
+    others = [i for i in range(len(parts)) if i not in judged]
+    rest = sum((weights[i] * jnp.nan_to_num(values[i]) for i in others), jnp.zeros_like(outcome))
+    last = mask & (jnp.cumsum(mask, -1) == mask.sum(-1, keepdims=True))
+    steps = jnp.where(mask, steps, 0.0) + jnp.where(last, rest[..., None], 0.0)
+    steps = jnp.where(mask & jnp.isnan(outcome)[..., None], jnp.nan, steps)
+    return values, Rewards(outcome, steps, mask)
 
 
 def combine(parts: Array, weights: Array, optional: Array | None = None) -> Array:

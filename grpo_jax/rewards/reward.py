@@ -31,6 +31,7 @@ class Encoding(NamedTuple):
     encode: Callable[[str], list[int]]  # what the policy would write; control tokens in it are plain text
     ends: tuple[int, ...]  # tokens that end a completion
     longest: int  # tokens of a completion, Tc
+    decode: Callable[[Sequence[int]], str] | None = None  # the text of tokens, without special ones
 
 
 class Batch(NamedTuple):
@@ -51,6 +52,15 @@ class Part(NamedTuple):
     values: Sequence[float]  # [B]
     counts: dict[str, int]
     error: str | None = None
+    steps: Sequence[Sequence[tuple[int, float]]] | None = None  # [B], of each step its last token and its reward
+
+
+class StepRewards(NamedTuple):
+    """What a reward of steps says on the devices (arXiv:2402.03300, section 4.1.3); NaN where it cannot judge."""
+
+    outcome: Array  # [P, G] f32, one number for metrics, such as the mean over the steps
+    steps: Array  # [P, G, Tc] f32, 0 off the mask
+    step_mask: Array  # [P, G, Tc] bool, True on the last token of each step
 
 
 class Learned(NamedTuple):
@@ -72,6 +82,9 @@ class Reward(NamedTuple):
     fused steps (`training/fused.py`) the arrays'. A `learned` reward is given its `scorer(rollout) -> [P, G]` by the
     stage, which opens the model. `check(workers)`, if there, is called once at start and raises
     `RewardError`.
+
+    With `steps` it judges steps: `array` returns `StepRewards`, and `host` a part with `steps` beside its values, which
+    are each completion's outcome, for metrics. A step ends where `splitting.py` says, or at any token of its choice.
     """
 
     name: str
@@ -83,6 +96,7 @@ class Reward(NamedTuple):
     optional: bool = False  # whether NaN leaves the sum to the other rewards; else it makes the sum NaN
     learned: Learned | None = None
     scorer: Callable[[Rollout], Array] | None = None
+    steps: bool = False  # whether it judges the steps of a completion
 
 
 def load_reward(config: Any) -> Reward:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from grpo_jax.rewards.reward import Batch, Encoding, Reward, RewardError
+from grpo_jax.rewards.reward import Batch, Encoding, Part, Reward, RewardError
 
 if TYPE_CHECKING:
     from grpo_jax.rewards.workers import Workers
@@ -20,6 +21,7 @@ class Scored(NamedTuple):
     parts: np.ndarray  # [R, P, G] f32, R host rewards
     counts: dict[str, dict[str, int]]  # by the reward's name, then as in reward.COUNTS
     error: str | None = None  # the first error of the batch
+    steps: Mapping[str, tuple[np.ndarray, np.ndarray]] = MappingProxyType({})  # by name: [P, G, Tc] f32, its mask
 
 
 def score(
@@ -72,7 +74,20 @@ def score(
         np.array(values, np.float32).reshape(len(host), groups, size),
         {name: part.counts for name, part in parts.items()},
         next((part.error for part in parts.values() if part.error), None),
+        {name: _steps(name, part, groups, encoding) for name, part in parts.items() if part.steps is not None},
     )
+
+
+def _steps(name: str, part: Part, groups: int, encoding: Encoding | None) -> tuple[np.ndarray, np.ndarray]:
+    """The step rewards of a part as arrays [P, G, Tc]."""
+    if encoding is None or len(part.steps) != len(part.values):
+        raise RewardError(f"reward {name!r} judges steps, and says so of {len(part.steps)} completions without tokens")
+    steps = np.zeros((len(part.steps), encoding.longest), np.float32)
+    mask = np.zeros(steps.shape, bool)
+    for row, judged in enumerate(part.steps):
+        for place, reward in judged:
+            steps[row, place], mask[row, place] = reward, True
+    return steps.reshape(groups, -1, encoding.longest), mask.reshape(groups, -1, encoding.longest)
 
 
 def _check_sizes(groups: int, size: int, **rows: Sequence[Any] | None) -> None:

@@ -206,7 +206,7 @@ def column_shapes(rewards: Sequence[Reward], c: RLConfig) -> tuple[Any, ...]:
 
     Raises `RewardError` if a reward wants to know more.
     """
-    problems = [Problem(question="0", answer="0")] * c.prompts_per_step
+    problems = [Problem(question="0", answer="0", solution="0")] * c.prompts_per_step
     encoding = Encoding(lambda text: [0], (0,), c.sampling.max_completion_length)
     try:
         return tuple(reward.columns and reward.columns(problems, encoding) for reward in rewards)

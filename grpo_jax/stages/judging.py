@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.algorithms.advantages import dead_groups
-from grpo_jax.rewards.combine import combine
-from grpo_jax.rewards.reward import Reward, RewardError
+from grpo_jax.algorithms.algorithm import signals
+from grpo_jax.rewards.combine import combine_all
+from grpo_jax.rewards.reward import Reward, RewardError, StepRewards
 from grpo_jax.rewards.score import Scored, score
 from grpo_jax.sharding import agree, constrain, global_to_host
 from grpo_jax.stages.run import Run
@@ -93,25 +93,38 @@ def judge(
     names = [reward.name for reward in rewards if reward.host is not None]
     of_text = dict(zip(names, values, strict=True))
     parts = {
-        reward.name: run.place(of_text[reward.name])
+        reward.name: run.place(_with_steps(reward, of_text[reward.name], told))
         if reward.host is not None
         else _array_reward(run, reward, problems, rollout)
         for reward in rewards
     }
     weights = np.array([reward.weight for reward in rewards], np.float32)
     optional = np.array([reward.optional for reward in rewards])
-    outcome, dead = _combine(list(parts.values()), weights, optional)  # [P, G], [P]
+    total, dead = _combine(list(parts.values()), weights, optional)  # dead [P]
+    parts = {name: part.outcome if isinstance(part, StepRewards) else part for name, part in parts.items()}
     counts = {
         name: {what: sum(part.scored.counts[name][what] for part in told) for what in counted}
         for name, counted in told[0].scored.counts.items()
     }
-    return Judged(Rewards(outcome), parts, outcome, counts, dead)
+    return Judged(total, parts, total.outcome, counts, dead)
 
 
 @jax.jit
-def _combine(parts: list[jax.Array], weights: jax.Array, optional: jax.Array) -> tuple[jax.Array, jax.Array]:
-    outcome = constrain(combine(jnp.stack(parts), weights, optional), "batch", None)
-    return outcome, dead_groups(outcome)
+def _combine(
+    parts: list[jax.Array | StepRewards], weights: jax.Array, optional: jax.Array
+) -> tuple[Rewards, jax.Array]:
+    _, total = combine_all(parts, weights, optional)
+    total = jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), total)
+    return total, dead_groups(signals(total))
+
+
+def _with_steps(reward: Reward, outcome: np.ndarray, told: Sequence[Told]) -> np.ndarray | StepRewards:
+    """What a host reward says of all prompts [P, G], with its steps if it judges them."""
+    if not reward.steps:
+        return outcome
+    parts = [part.scored.steps[reward.name] for part in told]
+    steps, mask = (np.stack(x, axis=1) for x in zip(*parts, strict=True))  # [P/K, K, G, Tc]
+    return StepRewards(outcome, *agree(tuple(x.reshape(*outcome.shape, x.shape[-1]) for x in (steps, mask))))
 
 
 _compiled: dict[Reward, object] = {}

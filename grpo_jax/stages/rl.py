@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import jax
 
 from grpo_jax.algorithms.algorithm import Algorithm
+from grpo_jax.algorithms.settings import AlgorithmError
 from grpo_jax.config import RLConfig
 from grpo_jax.data.order import OrderError
 from grpo_jax.models.attention import chosen
@@ -92,6 +93,7 @@ def prepare(run: Run) -> Prepared:
     check_rewards(rewards, run.workers)
     check_fused(c, rewards)
     models = check_learned(run, rewards)
+    check_steps(c, algorithm, rewards)
     problems = load_answered(run, c.source)
     if len(problems) < c.prompts_per_step:
         raise OrderError(
@@ -115,6 +117,21 @@ def prepare(run: Run) -> Prepared:
     if models:
         data["fingerprint"] += f" with reward model {models}"
     return Prepared(problems, algorithm, rewards, data)
+
+
+def check_steps(c: RLConfig, algorithm: Algorithm, rewards: Sequence[Reward]) -> None:
+    """Refuse step rewards where nothing reads them. Raises `AlgorithmError`."""
+    judging = [reward.name for reward in rewards if reward.steps]
+    if judging and not algorithm.steps:
+        raise AlgorithmError(
+            f"rl.rewards: {', '.join(judging)} judges steps, and rl.algorithm.kind {c.algorithm.kind} learns from "
+            "outcomes only; choose grpo, or another reward"
+        )
+    if judging and algorithm.penalty is not None:
+        raise AlgorithmError(
+            f"rl.algorithm.kl_in is reward, and {', '.join(judging)} judges steps: what the penalty would be "
+            "normalised with is not said anywhere; set kl_in to loss"
+        )
 
 
 def train(

@@ -108,7 +108,8 @@ class Run:
 
     def encoding(self, longest: int) -> Encoding:
         """How a policy that continues a prompt would write an answer, for rewards that compare tokens."""
-        return Encoding(functools.partial(encode_answer, self.tokenizer), self.eos_ids, longest)
+        decode = functools.partial(self.tokenizer.decode, skip_special_tokens=True)
+        return Encoding(functools.partial(encode_answer, self.tokenizer), self.eos_ids, longest, decode)
 
     def place(self, tree: Any) -> Any:
         """Lay host arrays on the mesh, their first axis over the batch shards."""

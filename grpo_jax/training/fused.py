@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.algorithms.advantages import dead_groups
-from grpo_jax.rewards.combine import combine
+from grpo_jax.algorithms.algorithm import signals
+from grpo_jax.rewards.combine import combine_all
 from grpo_jax.sharding import constrain
 from grpo_jax.types import Experience, Prompts, Rewards, Rollout, TrainState
 
@@ -69,8 +70,7 @@ def fused_step(
     policy = parts.policy(frozen, state.params)
     sampler = policy if parts.offline is None else parts.policy(frozen, reference)
     rollout = parts.sample(sampler, prompts, state.key, step)  # line 7
-    judged = judge_arrays(rollout, columns, parts)  # 8
-    rewards = Rewards(combine(judged, jnp.asarray(parts.weights), jnp.asarray(parts.optional)))
+    judged, rewards = judge_arrays(rollout, columns, parts)  # 8
     old = parts.logprobs(policy, rollout) if parts.old else None
     ref = parts.logprobs(parts.policy(frozen, reference), rollout) if parts.reference else None
     experience = parts.experience(rollout, rewards, old, ref)  # 9
@@ -81,7 +81,7 @@ def fused_step(
     told = Told(
         parts=judged,
         outcome=rewards.outcome,
-        dead=dead_groups(rewards.outcome),
+        dead=dead_groups(signals(rewards)),
         lengths=rollout.completion_mask.sum(-1, dtype=jnp.int32),
         finished=rollout.finished,
         prompt_tokens=prompts.sequences.segments.sum(dtype=jnp.int32),
@@ -90,11 +90,11 @@ def fused_step(
     return state, told, shown(rollout, experience)
 
 
-def judge_arrays(rollout: Rollout, columns: Columns, parts: Parts) -> Array:
-    """The rewards of a rollout, one by one -> [R, P, G] f32."""
+def judge_arrays(rollout: Rollout, columns: Columns, parts: Parts) -> tuple[Array, Rewards]:
+    """The rewards of a rollout, one by one -> [R, P, G] f32, and together."""
     each = zip(parts.rewards, columns, strict=True)
     values = [reward(rollout) if known is None else reward(rollout, known) for reward, known in each]
-    return jnp.stack([value.astype(jnp.float32) for value in values])
+    return combine_all(values, jnp.asarray(parts.weights), jnp.asarray(parts.optional))
 
 
 def shown(rollout: Rollout, experience: Experience) -> Kept:

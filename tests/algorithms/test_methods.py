@@ -355,3 +355,71 @@ def test_trl_divides_by_the_deviation_of_a_sample():
     expected = ours * np.sqrt((G - 1) / G)
     np.testing.assert_allclose(TRL["advantages"], expected, rtol=5e-4, atol=1e-6)
     assert TRL["made_by"].startswith("trl 1.")
+
+
+# --- process supervision ---
+
+
+def golden_steps():
+    """Step ends at random places and at the last token; a group whose steps are all equal."""
+    rng = np.random.default_rng(3)
+    lengths = BATCH.mask.sum(1)
+    ends = (rng.random(BATCH.mask.shape) < 0.4) & BATCH.mask
+    ends[np.arange(P * G), lengths - 1] = True
+    steps = np.where(ends, rng.integers(0, 2, ends.shape), 0).astype(float)
+    steps[G : 2 * G] = ends[G : 2 * G]
+    shape = (P, G, TC)
+    return steps.reshape(shape), ends.reshape(shape)
+
+
+def plain_process(steps, ends):
+    """Section 4.1.3 in loops: one mean and deviation over the steps of the group, then the sum of those to come."""
+    out = np.zeros_like(steps)
+    for p in range(P):
+        pooled = np.array([steps[p, g, t] for g in range(G) for t in range(TC) if ends[p, g, t]])
+        for g in range(G):
+            for t in range(TC):
+                if pooled.std() > 0:
+                    to_come = [(steps[p, g, u] - pooled.mean()) / pooled.std() for u in range(t, TC) if ends[p, g, u]]
+                    out[p, g, t] = sum(to_come)
+    return out.reshape(-1, TC)
+
+
+def test_process_supervision_golden_and_by_finite_differences():
+    steps, ends = golden_steps()
+    rewards = Rewards(jnp.float32(BATCH.rewards), jnp.float32(steps), jnp.array(ends))
+    algorithm = VARIANTS["grpo"].algorithm
+    x, A = BATCH.logprobs, np.where(BATCH.mask, plain_process(steps, ends), 0.0)
+    e = make_experience(algorithm, rollout_of(BATCH), rewards, None, np.float32(BATCH.ref))
+    np.testing.assert_allclose(e.advantages, A, atol=1e-5)
+    slope = jax.grad(lambda x: algorithm.loss(x, e)[0])(jnp.float32(x))
+    weights = BATCH.mask / (P * G * BATCH.mask.sum(1, keepdims=True))
+
+    def objective(y):
+        d = BATCH.ref - y
+        return (weights * (np.exp(y - x) * A - 0.04 * (np.exp(d) - d - 1)))[BATCH.mask].sum()
+
+    np.testing.assert_allclose(-slope, slopes(objective, x, BATCH.mask), rtol=1e-3, atol=1e-6)
+    dropped = make_experience(algorithm._replace(keep=mixed_outcomes), rollout_of(BATCH), rewards, None, None)
+    assert list(dropped.completion_mask.any(1).reshape(P, G).any(1)) == [True, False, True, True]
+
+
+def test_process_supervision_across_devices_and_parts():
+    """The pooled mean and deviation are of the whole group, however the batch lies and is cut."""
+    steps, ends = golden_steps()
+    algorithm, x = VARIANTS["grpo"].algorithm, np.float32(BATCH.logprobs)
+    given = (rollout_of(BATCH), np.float32(BATCH.rewards), np.float32(steps), ends, np.float32(BATCH.ref), x)
+
+    def run(rollout, outcome, steps, ends, ref, x):
+        e = make_experience(algorithm, rollout, Rewards(outcome, steps, ends), None, ref)
+        return e, jax.value_and_grad(lambda x: algorithm.loss(x, e)[0])(x)
+
+    e, whole = run(*given)
+    mesh = tiny.mesh_of(2, 2)
+    with jax.set_mesh(mesh):
+        same(jax.device_get(jax.jit(run)(*host_to_global(given, named(mesh, "batch"))))[1], whole)
+    parts = [jax.tree.map(lambda a, i=i: a[i : i + 2], e.replace(prompts=None)) for i in range(0, P * G, 2)]
+    cut = [
+        jax.grad(lambda y, part=part: algorithm.loss(y, part)[0])(x[2 * i : 2 * i + 2]) for i, part in enumerate(parts)
+    ]
+    np.testing.assert_allclose(jnp.concatenate(cut), whole[1], atol=1e-7)

@@ -106,3 +106,31 @@ def test_refused(case, tmp_path, capsys):
     code, error = launched([str(file), "--output_dir", str(tmp_path / "run")], capsys)
     assert code == 2 and all(word in error for word in words), error
     assert not (tmp_path / "run" / "rl").exists()
+
+
+# --- process supervision ---
+
+STEPS = {"kind": "step_match", "split": "tokens", "delimiters": ["+", "-"]}  # of sums of one step: its two digits
+
+
+@pytest.mark.parametrize("parts", ["1", "2"])
+def test_step_rewards_in_the_loop_and_in_fused_steps(taught, workers, tmp_path, parts):
+    """The same steps by the host and by the devices; with an outcome besides, which comes at the last step."""
+    rewards = [STEPS, {"kind": "exact", "weight": 0.5}]
+    loop = rl_run(taught, tmp_path, workers, "loop", "--rl.sample_parts", parts, rewards=rewards)
+    fused = rl_run(taught, tmp_path, workers, "fused", "--rl.fused_steps", "2", rewards=rewards)
+    assert texts(loop) == texts(fused)
+    for line, other in zip(metrics(fused, "rl"), metrics(loop, "rl"), strict=True):
+        for key in line.keys() & other.keys():
+            np.testing.assert_allclose(line[key], other[key], rtol=1e-3, atol=5e-5, err_msg=key)
+    assert any(line["rewards/step_match/mean"] > 0 for line in metrics(loop, "rl"))
+
+
+def test_step_rewards_that_nobody_reads_are_refused(tmp_path, capsys):
+    for algorithm, words in (
+        ({"kind": "dapo"}, ("step_match judges steps", "dapo learns from outcomes only; choose grpo")),
+        ({"kind": "grpo", "kl_in": "reward"}, ("rl.algorithm.kl_in is reward", "set kl_in to loss")),
+    ):
+        file = write_settings(tmp_path / "run.yaml", rl={"rewards": [STEPS], "algorithm": algorithm})
+        code, error = launched([str(file), "--output_dir", str(tmp_path / "run")], capsys)
+        assert code == 2 and all(word in error for word in words), error
