@@ -151,8 +151,7 @@ def train(
     optimizer = make_optimizer(c.optimizer, updates_in_all)
     sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows, weights=c.rollout_weights)
     params = abstract(run.model.config, run.mesh)
-    programs = rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params)
-    programs = in_rounds(run, programs, sampling)
+    programs = in_rounds(run, rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params), sampling)
     bound = c.max_logprob_gap if sampling.distribution.full_support else None
     health = Health(c.max_skipped_steps, bound, corrected=c.rollout_weights != "same")
     rates = learning_rates(c.optimizer, updates_in_all)
