@@ -59,7 +59,8 @@ def parser() -> Parser:
     add("--step", help="of a run: a number, or best; default: the newest good checkpoint")
     add("--out", metavar="DIR", help="of the results (default: RUN/evaluate/STAGE-STEP, or runs/evaluate/MODEL)")
     add("--against", type=Path, metavar="DIR", help="another --out, of the same problems, to compare with in pairs")
-    add("--scores", type=Path, metavar="FILE", help="of the samples: lines {id, sample, score}; for best@k, weighted@n")
+    add("--scorer", metavar="RUN", help="a run with a reward model that scores the samples, for best@k and weighted@n")
+    add("--scores", type=Path, metavar="FILE", help="the same from a file: lines {id, sample, score}")
     return top
 
 
@@ -130,6 +131,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
             temperature=options.temperature,
             max_tokens=options.max_tokens,
             out=options.out,
+            scorer=options.scorer,
         )
         checkpoint = find_checkpoint(options.model, options.stage, options.step)
         command = settings_of(options.model, checkpoint, asking, words, PROG)

@@ -307,6 +307,8 @@ class EvaluationConfig:
     """What decides whether a completion of `source` is right: a reward above 0.5."""
     benchmarks: Annotated[tuple[Any, ...], Kind("evaluation.benchmarks")] | None = None
     """Published sets with their own prompts and rules, besides `source` or instead of it."""
+    scorer: Annotated[Any, Kind("rewards")] | None = None
+    """A reward model that scores the samples, {kind: learned, path: RUN}: for best@k and the weighted vote."""
     num_samples: Positive = 8
     """Samples n of one problem."""
     k: tuple[Positive, ...] = (1, 4, 8)

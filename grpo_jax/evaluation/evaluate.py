@@ -25,6 +25,7 @@ class Sampled(NamedTuple):
     texts: list[str]  # [P*G], a group contiguous
     lengths: np.ndarray  # [P*G] tokens
     finished: np.ndarray  # [P*G] bool
+    scores: np.ndarray | None = None  # [P*G], of a reward model
 
 
 class Completion(NamedTuple):
@@ -39,6 +40,7 @@ class Completion(NamedTuple):
     grade: str  # right, wrong, ungradable
     reason: str = ""
     official: bool | None = None
+    score: float | None = None  # of a reward model
 
 
 Generate = Callable[[Any, np.ndarray], Sampled]  # a policy, and numbers of problems
@@ -72,6 +74,7 @@ class Graded(NamedTuple):
     lengths: np.ndarray  # [problems, n]
     official: np.ndarray | None = None  # [problems, n] bool, by the published rules, where there are any
     too_long: int = 0  # problems that were not asked, as their prompts do not fit
+    scores: np.ndarray | None = None  # [problems, n], of a reward model, where there is one
 
 
 def batches(count: int, size: int) -> Iterator[np.ndarray]:
@@ -123,7 +126,8 @@ def _judged(
         for g in range(n):
             row = p * n + g
             what = (drawn.texts[row], int(drawn.lengths[row]), bool(drawn.finished[row]))
-            made.append(Completion(real[p], g, *what, *next(judgements)))
+            score = None if drawn.scores is None else float(drawn.scores[row])
+            made.append(Completion(real[p], g, *what, *next(judgements), score))
     return made
 
 
@@ -145,6 +149,7 @@ def graded(rows: Sequence[Sequence[Completion]]) -> Graded:
     right = array(lambda one: one.grade == "right", bool)
     answers = [[one.answer for one in row] for row in rows]
     official = array(lambda one: one.official is True, bool)
+    scored = any(one.score is not None for row in rows for one in row)
     return Graded(
         texts=[[one.text for one in row] for row in rows],
         answers=answers,
@@ -155,6 +160,7 @@ def graded(rows: Sequence[Sequence[Completion]]) -> Graded:
         lengths=array(lambda one: one.length, np.int64),
         official=official if any(one.official is not None for row in rows for one in row) else None,
         too_long=sum(row[0].reason == TOO_LONG for row in rows),
+        scores=array(lambda one: one.score or 0.0, np.float64) if scored else None,  # none: a prompt that is too long
     )
 
 
@@ -163,9 +169,9 @@ def by_problem(
 ) -> dict[str, np.ndarray]:
     """Each metric's value on every problem [problems]: greedy, mean@n, pass@k and maj@k for each k.
 
-    With `scores` [problems, n] of a reward model also best@k and weighted@n. In maj@k all right answers of a problem
-    vote together, wrong ones by their class, and a sample from which no answer could be read has no vote. What the
-    published rules say is `official/greedy` and `official/mean@n`.
+    With `scores` [problems, n] of a reward model (default: the samples' own) also best@k and weighted@n. In maj@k all
+    right answers of a problem vote together, wrong ones by their class, and a sample from which no answer could be read
+    has no vote. What the published rules say is `official/greedy` and `official/mean@n`.
     """
     found = {}
     if greedy is not None:
@@ -173,7 +179,7 @@ def by_problem(
         found |= {} if greedy.official is None else {"official/greedy": greedy.official[:, 0].astype(float)}
     if sampled is None:
         return found
-    n = sampled.right.shape[1]
+    n, scores = sampled.right.shape[1], sampled.scores if scores is None else scores
     found[f"mean@{n}"] = mean_at_n(sampled.right)
     found |= {} if sampled.official is None else {f"official/mean@{n}": mean_at_n(sampled.official)}
     for k in ks:

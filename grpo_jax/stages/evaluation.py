@@ -7,6 +7,7 @@ settings, and benchmarks with their own prompts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import zlib
 from collections.abc import Callable, Sequence
@@ -43,10 +44,11 @@ from grpo_jax.rewards.reward import Reward, RewardError, check_rewards, load_rew
 from grpo_jax.rewards.score import score
 from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards, global_to_host, run_key
+from grpo_jax.stages.learned import check_learned, open_scorer
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import read_source
 from grpo_jax.stages.tooling import open_sampler
-from grpo_jax.types import Problem
+from grpo_jax.types import Problem, Rollout
 
 # Folded into the run's seed, so that evaluation does not draw the noise of training.
 EVALUATION_STREAM = 1_000_003
@@ -63,10 +65,11 @@ class Evaluator(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The two compiled ways to make completions."""
+    """The two compiled ways to make completions, and what scores the samples, if anything does."""
 
     greedy: Callable[..., Any]
     sampled: Callable[..., Any]
+    scorer: Callable[[Rollout], np.ndarray] | None = None  # [P, G]
 
 
 def prepare(run: Run) -> Evaluator:
@@ -90,9 +93,26 @@ def tasks_of(run: Run) -> tuple[Task, ...]:
     programs = Programs(
         greedy=open_sampler(run, "evaluation", run.sampling(c.sampling, 1, greedy=True, decode_rows=c.decode_rows)),
         sampled=open_sampler(run, "evaluation", run.sampling(c.sampling, c.num_samples, decode_rows=c.decode_rows)),
+        scorer=scorer_of(run),
     )
     of_source = [source_task(run, programs)] if c.source else []
     return (*of_source, *(benchmark_task(run, config, programs) for config in c.benchmarks or ()))
+
+
+def scorer_of(run: Run) -> Callable[[Rollout], np.ndarray] | None:
+    """The scores of `evaluation.scorer`, whose model is opened when it is first asked; None without one.
+
+    Raises `RewardError` for a reward model that is not there or does not fit, before device memory is taken.
+    """
+    c: EvaluationConfig = run.config.evaluation
+    if c.scorer is None:
+        return None
+    reward = load_reward(c.scorer)
+    if reward.learned is None:
+        raise RewardError(f"evaluation.scorer: {c.scorer.kind} is no reward model; give {{kind: learned, path: RUN}}")
+    check_learned(run, [reward])
+    opened = functools.cache(lambda: open_scorer(run, reward.learned))
+    return lambda rollout: global_to_host(opened()(rollout))
 
 
 def source_task(run: Run, programs: Programs) -> Task:
@@ -157,13 +177,15 @@ def task_of(
     """A task that samples with the compiled programs; its judgements are those of the first host."""
     numbers = usable(problems, run.config.prompt, run.tokenizer, lambda note: run.note(f"{note}; they count as wrong"))
 
-    def generate(program: Callable[..., Any]) -> Generate:
-        return lambda policy, indices: draw(run, problems, program, policy, key, stop, indices)
+    def generate(program: Callable[..., Any], scorer: Any = None) -> Generate:
+        return lambda policy, indices: draw(run, problems, program, policy, key, stop, indices, scorer)
+
+    sampled = generate(programs.sampled, programs.scorer)
 
     def judge_together(asked: Sequence[Problem], texts: list[str]) -> list[Judgement]:
         return agreed(judged(asked, texts))
 
-    return Task(name, problems, numbers, generate(programs.greedy), generate(programs.sampled), judge_together)
+    return Task(name, problems, numbers, generate(programs.greedy), sampled, judge_together)
 
 
 def agreed(found: list[Judgement]) -> list[Judgement]:
@@ -181,12 +203,14 @@ def draw(
     key: Any,
     stop: Sequence[str],
     indices: np.ndarray,
+    scorer: Callable[[Rollout], np.ndarray] | None = None,
 ) -> Sampled:
     """Completions of some problems by a compiled program; the noise of a problem does not depend on its batch."""
     rollout = program(policy, run.prompts(problems, indices), key, 0)
     rollout = run.end_at_stop(rollout, stop)
     mask, finished = global_to_host((rollout.completion_mask, rollout.finished))
-    return Sampled(run.texts(rollout), mask.sum(-1), finished)
+    scores = None if scorer is None else scorer(rollout).reshape(-1)
+    return Sampled(run.texts(rollout), mask.sum(-1), finished, scores)
 
 
 def judge(run: Run, reward: Reward, problems: Sequence[Problem], texts: list[str]) -> list[Judgement]:

@@ -67,6 +67,7 @@ class Asking(NamedTuple):
     temperature: float | None
     max_tokens: int | None
     out: str | None
+    scorer: str | None = None  # a run with a reward model
 
 
 def find_checkpoint(model: str, stage: str | None, step: str | None) -> Checkpoint | None:
@@ -133,6 +134,7 @@ def section(own: Mapping[str, Any], asking: Asking, wanted: Sequence[str]) -> di
     return {
         **same,
         **({"benchmarks": benchmarks} if benchmarks else {}),
+        **({"scorer": {"kind": "learned", "path": asking.scorer}} if asking.scorer else {}),
         "num_samples": n,
         "k": chosen_k(own, asking, n),
         "batch_prompts": 2 ** max(0, (ROWS // n).bit_length() - 1),

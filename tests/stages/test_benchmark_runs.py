@@ -43,3 +43,34 @@ def test_refused_before_training(settings, words, tmp_path, workers):
     with pytest.raises((ConfigError, ValueError), match=words):
         run(file, tmp_path / "run", workers)
     assert not (tmp_path / "run" / "sft").exists()
+
+
+@pytest.mark.slow
+def test_a_reward_model_scores_the_samples(tmp_path, workers):
+    """The run's own in training, and by launch/evaluate.py the same one: best of k, and votes worth their scores."""
+    from test_evaluate_models import evaluated, result
+
+    model = {"labels": {"kind": "arithmetic", "slip_rate": 0.5, "size": 60}, "max_steps": 2, "batch_size": 8}
+    evaluation = {**EVALUATION, "scorer": {"kind": "learned"}, "sampling": {"max_completion_length": 4}}
+    file = write_settings(
+        tmp_path / "run.yaml",
+        reward_model={**model, "max_length": 24},
+        rl={"max_steps": 1, "eval_steps": 1},
+        evaluation=evaluation,
+    )
+    run(file, tmp_path / "run", workers)
+    after = json.loads((tmp_path / "run" / "evaluation" / "after.json").read_text())["metrics"]
+    assert after["best@1"] == after["mean@2"] and {"best@2", "weighted@2"} < after.keys()
+    last = metrics(tmp_path / "run", "rl")[-1]
+    assert last["eval/weighted@2"] == pytest.approx(after["weighted@2"]["value"])
+    evaluated(tmp_path / "run", "--scorer", tmp_path / "run", "--out", tmp_path / "out", "--stage", "rl")
+    assert result(tmp_path / "out", "held_out")["metrics"] == after
+    lines = (tmp_path / "out" / "held_out" / "samples.jsonl").read_text().splitlines()
+    scores = [json.loads(line)["score"] for line in lines]
+    assert all(0 <= score <= 1 for score in scores) and len(set(scores)) > 1
+
+
+def test_a_scorer_that_is_no_reward_model_is_refused(tmp_path, workers):
+    file = write_settings(tmp_path / "run.yaml", evaluation={**EVALUATION, "scorer": {"kind": "accuracy"}})
+    with pytest.raises(ValueError, match=r"evaluation\.scorer: accuracy is no reward model"):
+        run(file, tmp_path / "run", workers)
