@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Style = Literal["as_run", "zero_shot", "few_shot", "tool", "program"]
 Language = Literal["en", "zh"]
 
+CONVERTED = "refs/convert/parquet"
 CHOICE = "What of the following is the right choice? Explain your answer."  # (sic) of the paper's prompts
 
 
@@ -46,18 +47,23 @@ class Row(NamedTuple):
 
 
 class Hub(NamedTuple):
-    """A data set on the Hugging Face hub."""
+    """A data set on the Hugging Face hub; `CONVERTED` is the revision without a loading script."""
 
     path: str
     name: str | None = None
     split: str = "test"
+    revision: str | None = None
 
 
 class Shots(NamedTuple):
-    """A few-shot prompt: its name in the file of prompts, and how its solutions end, with {answer}."""
+    """A few-shot prompt: its name in the file of prompts, and how its solutions end, with {answer}.
+
+    Where solutions are programs, `result` is the expression that has their answer.
+    """
 
     key: str
-    ending: str | None = None  # None: its solutions are programs
+    ending: str = ""
+    result: str = ""
 
 
 class Benchmark(NamedTuple):

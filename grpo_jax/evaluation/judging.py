@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from grpo_jax.evaluation.benchmark import Benchmark, Style
@@ -28,23 +28,25 @@ def judge_benchmark(
     problems: Sequence[Problem],
     texts: Sequence[str],
     workers: Workers,
+    read: Callable[[Sequence[str]], list[str | None]] = lambda texts: [extract_answer(text) for text in texts],
 ) -> list[Judgement]:
     """Judge the completions `texts` [P*n] of `problems` [P], a group contiguous.
 
     What follows the first stop string is no part of a completion: a base model goes on to ask the next question. An
-    answer of several parts is right if all are; ungradable if one is and none is wrong.
+    answer of several parts is right if all are; ungradable if one is and none is wrong. `read` finds the answers; of
+    the style `program` the published rules judge them, of all others the text.
     """
     n = len(texts) // len(problems)
     asked = [problem for problem in problems for _ in range(n)]
     texts = [before_stop(text, stop) for text in texts]
-    answers = [extract_answer(text) for text in texts]
+    answers = read(texts)
     pairs = [_pairs(benchmark, answer, problem.answer) for answer, problem in zip(answers, asked, strict=True)]
     verdicts = iter(grade_all([pair for some in pairs for pair in some], workers))
-    rule = benchmark.official.get(style)
+    rule = benchmark.official.get("zero_shot" if style == "tool" else style)
     found = []
     for text, answer, problem, some in zip(texts, answers, asked, pairs, strict=True):
         verdict = _together([next(verdicts) for _ in some])
-        says = rule(text, problem) if rule else None
+        says = rule((answer or "") if style == "program" else text, problem) if rule else None
         found.append(Judgement(answer, verdict.grade.value, verdict.reason, says))
     return found
 

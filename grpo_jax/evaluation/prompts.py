@@ -64,7 +64,7 @@ def demonstrations(benchmark: Benchmark) -> dict[Style, str]:
     """How a right answer ends in each style whose answers are text, with {answer}."""
     ends: dict[Style, str] = {"zero_shot": IN_A_BOX[benchmark.language]}
     if benchmark.few_shot:
-        ends["few_shot"] = benchmark.few_shot.ending or ""
+        ends["few_shot"] = benchmark.few_shot.ending
     return ends
 
 

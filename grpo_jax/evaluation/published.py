@@ -19,6 +19,11 @@ def last(completion: str, problem: Problem) -> bool:
     return official.same(official_extract.last_answer(completion), official.normalise(problem.answer))
 
 
+def value(computed: str, problem: Problem) -> bool:
+    """What a program computed, as text, against the reference."""
+    return official.same(official.normalise(computed), official.normalise(problem.answer))
+
+
 def gsm8k_few_shot(completion: str, problem: Problem) -> bool:
     """The last number before the next question."""
     return official.same(official_extract.gsm8k_few_shot(completion), problem.answer)

@@ -75,8 +75,8 @@ def _of_hub(benchmark: Benchmark) -> Iterator[tuple[str, Any]]:
         raise RowError(
             f"benchmark {benchmark.name}: is not on the hub in its published form; give the folder of {benchmark.file}"
         )
-    path, name, split = benchmark.hub
-    rows = hf.load_rows(hf.Config(path=path, name=name, split=split))
+    path, name, split, revision = benchmark.hub
+    rows = hf.load_rows(hf.Config(path=path, name=name, split=split, revision=revision))
     yield from ((f"{path}/{split}:{number}", dict(row)) for number, row in enumerate(rows))
 
 

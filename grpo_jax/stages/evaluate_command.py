@@ -36,6 +36,7 @@ from grpo_jax.stages.evaluation_store import (
     read_graded,
     read_scores,
 )
+from grpo_jax.stages.tooling import open_tools
 from grpo_jax.training.interrupt import Interruption
 from grpo_jax.training.storage import claim
 
@@ -96,8 +97,11 @@ def evaluate(request: Request, workers: Workers) -> list[dict[str, Any]]:
 
 def model_suite(request: Request, workers: Workers, interruption: Interruption, stack: contextlib.ExitStack) -> Suite:
     """The tasks of a model; everything that can be checked without its weights is."""
-    run = open_model(request.command, request.words, workers, interruption)
+    tools, told = stack.enter_context(open_tools(request.command.config, ("evaluation",)))
+    run = open_model(request.command, request.words, workers, interruption, tools)
     stack.enter_context(jax.set_mesh(run.mesh))
+    if told and is_primary():
+        write_atomically(run.directory / "tools.json", json.dumps(told, indent=1) + "\n")
     evaluator = prepare(run)
     tasks = tuple(task._replace(name=task.name or HELD_OUT) for task in evaluator.tasks)
     record = identity(request.model, request.checkpoint, run.config)
@@ -182,7 +186,7 @@ def result_of(
     values = by_problem(greedy, sampled, c.evaluation.k, scorer(task, sampled))
     result = {
         "name": task.name,
-        "title": request.model,
+        "title": title_of(request),
         "num_problems": len(task.problems),
         "num_samples": c.evaluation.num_samples,
         "temperature": c.evaluation.sampling.temperature,
@@ -197,6 +201,13 @@ def result_of(
             "paired": paired(other.values, values, c.seed),
         }
     return result
+
+
+def title_of(request: Request) -> str:
+    """What a reader calls the model."""
+    if request.checkpoint is None:
+        return request.model
+    return f"{request.checkpoint.root.name} {request.checkpoint.stage} {request.checkpoint.step}"
 
 
 class Other(NamedTuple):

@@ -35,6 +35,7 @@ from grpo_jax.evaluation.evaluate import (
     run_task,
 )
 from grpo_jax.evaluation.judging import Judgement, judge_benchmark
+from grpo_jax.evaluation.programs import computed
 from grpo_jax.evaluation.prompts import prompting
 from grpo_jax.evaluation.reading import open_benchmark, read_problems
 from grpo_jax.reporting.files import is_primary, to_json, write_atomically
@@ -45,6 +46,7 @@ from grpo_jax.rewards.score import score
 from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards, global_to_host, run_key
 from grpo_jax.stages.learned import check_learned, open_scorer
+from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import read_source
 from grpo_jax.stages.tooling import open_sampler
@@ -90,13 +92,24 @@ def prepare(run: Run) -> Evaluator:
 def tasks_of(run: Run) -> tuple[Task, ...]:
     """The tasks of a run's evaluation, with programs that all of them share: they are of one shape."""
     c: EvaluationConfig = run.config.evaluation
-    programs = Programs(
-        greedy=open_sampler(run, "evaluation", run.sampling(c.sampling, 1, greedy=True, decode_rows=c.decode_rows)),
-        sampled=open_sampler(run, "evaluation", run.sampling(c.sampling, c.num_samples, decode_rows=c.decode_rows)),
-        scorer=scorer_of(run),
-    )
+    programs = programs_of(run, lambda model, sampling: open_sampler(run, "evaluation", sampling))
     of_source = [source_task(run, programs)] if c.source else []
     return (*of_source, *(benchmark_task(run, config, programs) for config in c.benchmarks or ()))
+
+
+def programs_of(run: Run, open_program: Callable[..., Any]) -> Programs:
+    """Both ways to make completions, each opened from the model and its sampling."""
+    c: EvaluationConfig = run.config.evaluation
+    return Programs(
+        greedy=open_program(run.model, run.sampling(c.sampling, 1, greedy=True, decode_rows=c.decode_rows)),
+        sampled=open_program(run.model, run.sampling(c.sampling, c.num_samples, decode_rows=c.decode_rows)),
+        scorer=scorer_of(run),
+    )
+
+
+def answers_of_programs(run: Run, result: str, texts: Sequence[str]) -> list[str | None]:
+    """What the programs of completions compute, by the first host's tool; on the others nothing is run."""
+    return computed(texts, result, run.tools["evaluation"].ask) if is_primary() else [None] * len(texts)
 
 
 def scorer_of(run: Run) -> Callable[[Rollout], np.ndarray] | None:
@@ -141,13 +154,13 @@ class Asked(NamedTuple):
 
 
 def ask(run: Run, config: BenchmarkConfig) -> Asked:
-    """Read a benchmark and make its prompts; raises `ConfigError` for a style that this sampler cannot complete."""
+    """Read a benchmark and make its prompts; raises `ConfigError` for a style that runs programs without a tool."""
     benchmark = open_benchmark(config.kind, config)
     problems = read_problems(benchmark, config)
-    if config.style in ("tool", "program"):
+    if config.style in ("tool", "program") and "evaluation" not in run.tools:
         raise ConfigError(
-            f"benchmark {benchmark.name}: style {config.style} needs completions that run programs, and this sampler "
-            "runs none; use zero_shot or few_shot"
+            f"benchmark {benchmark.name}: style {config.style} runs programs, and evaluation.tools is absent; write "
+            "tools: {kind: python}, or use zero_shot or few_shot"
         )
     prompt, stop = prompting(
         benchmark, config.style, run.config.prompt, shots=config.shots, chat=has_template(run.tokenizer)
@@ -162,6 +175,9 @@ def benchmark_task(run: Run, config: BenchmarkConfig, programs: Programs) -> Tas
     key = jax.random.fold_in(run_key(run.config.seed), EVALUATION_STREAM)
     key = jax.random.fold_in(key, zlib.crc32(benchmark.name.encode()))  # other noise for the n-th problem of each
     judged = partial(judge_benchmark, benchmark, config.style, stop, workers=run.workers)
+    if config.style == "program":  # which is run when it is written, and not read by the policy again
+        programs = programs_of(run, sampling_program)
+        judged = partial(judged, read=partial(answers_of_programs, run, benchmark.program.result))
     return task_of(view, benchmark.name, problems, programs, key, stop, judged)
 
 

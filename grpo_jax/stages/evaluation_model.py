@@ -29,6 +29,7 @@ from grpo_jax.stages.convert_source import choose_step, last_stage, locate
 from grpo_jax.stages.evaluation import ask
 from grpo_jax.stages.pipeline import TRAINING, open_run
 from grpo_jax.stages.policy import abstract, initial_params
+from grpo_jax.stages.rounds import Tool
 from grpo_jax.stages.run import Run
 from grpo_jax.training import manifest
 from grpo_jax.training.checkpoint import Checkpoints
@@ -131,8 +132,11 @@ def section(own: Mapping[str, Any], asking: Asking, wanted: Sequence[str]) -> di
     sampling |= {"max_completion_length": asking.max_tokens} if asking.max_tokens else {}
     same = {key: own[key] for key in ("source", "reward") if HELD_OUT in wanted and own.get(key)}
     benchmarks = [benchmark_settings(kind, asking) for kind in wanted if kind != HELD_OUT]
+    programs = asking.style in ("tool", "program")
+    tools = own.get("tools") or ({"kind": "python"} if programs else None)
     return {
         **same,
+        **({"tools": tools} if tools else {}),
         **({"benchmarks": benchmarks} if benchmarks else {}),
         **({"scorer": {"kind": "learned", "path": asking.scorer}} if asking.scorer else {}),
         "num_samples": n,
@@ -163,10 +167,13 @@ def default_out(model: str, checkpoint: Checkpoint | None) -> str:
     return str(Path("runs", "evaluate", Path(model.removeprefix(PREFIX)).stem or "model"))
 
 
-def open_model(command: Command, words: Sequence[str], workers: Workers, interruption: Interruption) -> Run:
+def open_model(
+    command: Command, words: Sequence[str], workers: Workers, interruption: Interruption, tools: dict[str, Tool]
+) -> Run:
     """Open the model without its weights, the prompts as long as the benchmarks need unless a flag says how long."""
     config = command.config
     run = open_run(config, Path(config.output_dir).absolute(), workers, interruption)
+    run = dataclasses.replace(run, tools=tools)
     if config.evaluation.benchmarks and not any("max_prompt_length" in word.replace("-", "_") for word in words):
         room = run.model.config.longest - config.evaluation.sampling.max_completion_length
         needed = -(-longest_prompt(run) // PADDING) * PADDING

@@ -33,7 +33,7 @@ def test_in_the_log_and_before_and_after(tmp_path, workers):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"style": "tool"}, "style tool needs completions that run programs"),
+        ({"style": "tool"}, "style tool runs programs, and evaluation.tools is absent"),
         ({"style": "few_shot"}, "there is no such prompt"),
         ({"data": "no_such_folder"}, "no_such_folder does not exist"),
     ],

@@ -119,7 +119,8 @@ def test_a_prompt_that_does_not_fit_is_wrong(trained, sums, tmp_path):
         (("--step", "7"), "there is no step 7"),
         (("--stage", "ppo"), "--stage ppo: there is no such stage"),
         (("--benchmarks", "aime", "--data", "no_such"), "no_such does not exist"),
-        (("--benchmarks", "aime", "--style", "tool"), "style tool needs completions that run programs"),
+        (("--benchmarks", "aime", "--style", "few_shot"), "there is no such prompt of this benchmark"),
+        (("--benchmarks", "aime", "--style", "program"), "there is no such prompt of this benchmark"),
         (("--evaluation.batch_prompts", "x"), "batch_prompts"),
         (("--max-tokens", "100000"), "positions of the model"),
     ],
@@ -131,3 +132,22 @@ def test_refused_before_weights_are_read(more, words, trained, sums, tmp_path, c
         evaluated(trained, "--out", tmp_path / "out", *more, code=2)
     said = capfd.readouterr().err
     assert words in said and "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", ["zero_shot", "few_shot", "tool", "program"])
+def test_every_style_on_a_model_directory(style, tmp_path, shared):
+    """The paper's prompts, tool and programs included, through tokenizer, sampler, sandbox and grader."""
+    from tests.make_random_model import main as make
+
+    assert make([str(tmp_path / "hf")]) in (None, 0)
+    data = shared / "data"
+    words = ("--benchmarks", "gsm8k", "--data", data, "--limit", 3, "--samples", 2, "--max-tokens", 16)
+    words = (*words, "--style", style, "--shots", data / "prompts" / "deepseek_math_prompts.json")
+    evaluated(tmp_path / "hf", *words, "--out", tmp_path / "out", "--evaluation.batch_prompts", 2)
+    found = result(tmp_path / "out", "gsm8k")
+    assert found["num_problems"] == 3 and found["counts"]["sampled"]["samples"] == 6
+    assert found["counts"]["sampled"]["prompt too long"] == 0 and "official/greedy" in found["metrics"]
+    settings = json.loads((tmp_path / "out" / "gsm8k" / "settings.json").read_text())
+    assert settings["benchmark"]["style"] == style
+    assert (tmp_path / "out" / "tools.json").is_file() == (style in ("tool", "program"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grpo_jax.config import config
-from grpo_jax.evaluation.benchmark import Benchmark, BenchmarkConfig, Hub, Row, Shots, number_of, text_of
+from grpo_jax.evaluation.benchmark import CONVERTED, Benchmark, BenchmarkConfig, Hub, Row, Shots, number_of, text_of
 
 
 @config
@@ -26,10 +26,10 @@ def build(config: Config) -> Benchmark:
         size=None,
         file="asdiv/test.jsonl",
         row=row,
-        hub=Hub("EleutherAI/asdiv", split="validation"),
+        hub=Hub("EleutherAI/asdiv", split="validation", revision=CONVERTED),
         few_shot=Shots("CoTGSMPrompt", "The answer is {answer}."),
-        program=Shots("PALGSMPrompt"),
-        official={"zero_shot": published.last, "few_shot": published.gsm8k_few_shot},
+        program=Shots("PALGSMPrompt", result="solution()"),
+        official={"zero_shot": published.last, "few_shot": published.gsm8k_few_shot, "program": published.value},
     )
 
 

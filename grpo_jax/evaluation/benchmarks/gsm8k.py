@@ -29,8 +29,8 @@ def build(config: Config) -> Benchmark:
         hub=Hub("openai/gsm8k", "main"),
         tfds="gsm8k",
         few_shot=Shots("CoTGSMPrompt", "The answer is {answer}."),
-        program=Shots("PALGSMPrompt"),
-        official={"zero_shot": published.last, "few_shot": published.gsm8k_few_shot},
+        program=Shots("PALGSMPrompt", result="solution()"),
+        official={"zero_shot": published.last, "few_shot": published.gsm8k_few_shot, "program": published.value},
     )
 
 

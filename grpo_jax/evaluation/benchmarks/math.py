@@ -35,8 +35,8 @@ def of_math(name: str, size: int, file: str, hub: Hub | None) -> Benchmark:
         row=row,
         hub=hub,
         few_shot=Shots("MinervaMathPrompt", ENDING),
-        program=Shots("PALMathPrompt"),
-        official={"zero_shot": published.math, "few_shot": published.math_few_shot},
+        program=Shots("PALMathPrompt", result="answer"),
+        official={"zero_shot": published.math, "few_shot": published.math_few_shot, "program": published.value},
     )
 
 

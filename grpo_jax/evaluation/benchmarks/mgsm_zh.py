@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grpo_jax.config import config
-from grpo_jax.evaluation.benchmark import Benchmark, BenchmarkConfig, Hub, Row, number_of, text_of
+from grpo_jax.evaluation.benchmark import CONVERTED, Benchmark, BenchmarkConfig, Hub, Row, number_of, text_of
 
 
 @config
@@ -25,7 +25,7 @@ def build(config: Config) -> Benchmark:
         size=250,
         file="mgsm_zh/mgsm_zh.jsonl",
         row=row,
-        hub=Hub("juletxara/mgsm", "zh"),
+        hub=Hub("juletxara/mgsm", "zh", revision=CONVERTED),
         official={"zero_shot": published.last},
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grpo_jax.config import config
-from grpo_jax.evaluation.benchmark import Benchmark, BenchmarkConfig, Hub, Row, Shots, text_of
+from grpo_jax.evaluation.benchmark import Benchmark, BenchmarkConfig, Row, Shots, text_of
 
 
 @config
@@ -23,7 +23,6 @@ def build(config: Config) -> Benchmark:
         size=272,
         file="ocw/test.jsonl",
         row=row,
-        hub=Hub("math-ai/minervamath"),
         few_shot=Shots("OCWCoursesPrompt", "Final answer: The final answer is {answer}. I hope it is correct."),
     )
 

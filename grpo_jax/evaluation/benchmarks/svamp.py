@@ -27,8 +27,8 @@ def build(config: Config) -> Benchmark:
         row=row,
         hub=Hub("ChilleD/SVAMP"),
         few_shot=Shots("CoTGSMPrompt", "The answer is {answer}."),
-        program=Shots("PALGSMPrompt"),
-        official={"zero_shot": published.last, "few_shot": published.gsm8k_few_shot},
+        program=Shots("PALGSMPrompt", result="solution()"),
+        official={"zero_shot": published.last, "few_shot": published.gsm8k_few_shot, "program": published.value},
     )
 
 
