@@ -6,10 +6,13 @@ made with them compare with the paper's (arXiv:2402.03300, tables 2 and 5).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from grpo_jax.rewards import official, official_extract
 from grpo_jax.types import Problem
+
+_AND = re.compile(r"\\text\{\s*and\s*\}")
 
 Rule = Callable[[str, Problem], bool]
 
@@ -35,12 +38,18 @@ def cmath_few_shot(completion: str, problem: Problem) -> bool:
 
 
 def math(completion: str, problem: Problem) -> bool:
-    """All boxes of the completion against all of the reference solution; in a list, each item is one."""
-    golds = official_extract.answers(problem.solution or problem.answer)
-    given = official_extract.answers(completion)
-    if "separated by commas" in problem.question and not any(bracket in "".join(golds) for bracket in "()[]"):
-        golds, given = ([item for answer in answers for item in answer.split(",")] for answers in (golds, given))
+    """All boxes of the completion against all of the reference solution; of a list each item is one."""
+    golds, given = (
+        [item for answer in official_extract.answers(text) for item in _items(answer, problem.question)]
+        for text in (problem.solution or f"\\boxed{{{problem.answer}}}", completion)
+    )
     return official.same_lists(given, golds)
+
+
+def _items(answer: str, question: str) -> list[str]:
+    if "separated by commas" in question and not any(bracket in answer for bracket in "()[]"):
+        return [item.strip() for item in answer.split(",")]
+    return [item.strip() for item in _AND.split(answer)]
 
 
 def math_few_shot(completion: str, problem: Problem) -> bool:

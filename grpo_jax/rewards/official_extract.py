@@ -78,8 +78,8 @@ def cmath_few_shot(completion: str) -> str:
 
 
 def choice(completion: str) -> str:
-    """Return the letter of the first "the final answer is (X)", in upper case (SAT, MMLU-STEM)."""
-    match = _LETTER.search(completion[:MAX_TEXT])
+    """Return the letter of the first "the final answer is (X)" of a problem, in upper case (SAT, MMLU-STEM)."""
+    match = _LETTER.search(completion[:MAX_TEXT].split("Problem:")[0])
     return match[1].upper() if match else ""
 
 
@@ -90,22 +90,29 @@ def minerva(completion: str) -> str:
 
 
 def cloze(completion: str, size: int) -> list[str]:
-    """Return the last `size` parts of the line after the first 答案是, cut at semicolons and commas (Gaokao cloze)."""
-    _, marker, rest = completion[:MAX_TEXT].partition("答案是")
-    if not marker:
-        return []
-    line = rest.strip().split("\n")[0].rstrip("。.").strip("$：: ")
+    """Return the last `size` parts of the line after the first 答案是, cut at semicolons and commas (Gaokao cloze).
+
+    They are not normalised, and only dollar signs at the ends of the line are removed: "$5$;$10$" is "5$" and "$10".
+    """
+    line = _named_line(completion).strip("$")
     parts, depth, start = [], 0, 0
     for i, character in enumerate(line):
-        depth += (character in "([{") - (character in ")]}")
         if character == ";" or (character == "," and depth == 0):
-            parts.append(line[start:i])
-            start = i + 1
-    return [official.normalise(part) for part in [*parts, line[start:]]][-size:]
+            parts.append(line[start:i].strip())
+            start, depth = i + 1, 0
+        else:
+            depth += (character in "([{") - (character in ")]}")
+    return list(dict.fromkeys([*parts, line[start:].strip()]))[-size:] if line else []
 
 
 def mathqa(completion: str) -> str:
-    """Return the letter among A-D whose first occurrence after 答案是 is the latest (Gaokao)."""
-    rest = completion[:MAX_TEXT].partition("答案是")[2]
-    found = {letter: rest.find(letter) for letter in "ABCD" if letter in rest}
+    """Return the letter among A-D whose first occurrence in the line after 答案是 is the latest (Gaokao)."""
+    line = _named_line(completion)
+    found = {letter: line.find(letter) for letter in "ABCD" if letter in line}
     return max(found, key=found.get) if found else ""
+
+
+def _named_line(completion: str) -> str:
+    """The line after the first 答案是, before the next question; "" without one."""
+    rest = completion[:MAX_TEXT].split("问题 ")[0].partition("答案是")[2]
+    return rest.strip().split("\n")[0].strip()

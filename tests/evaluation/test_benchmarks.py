@@ -70,6 +70,9 @@ def test_gold_of_the_published_files(kind, shared, workers):
     assert len(problems) == SIZES[kind] == benchmark.size
     for ceiling in ceilings(benchmark, problems, workers):
         assert not ceiling.missed, (ceiling.style, ceiling.missed[:3])
+        if ceiling.official is not None:  # the published rules' own ceilings; of the cloze set their code misses 21
+            wrong = {"cmath": 31, "gaokao_mathqa": 7, "gaokao_mathcloze": 22}.get(kind, 0)
+            assert ceiling.problems - ceiling.official == (wrong if ceiling.style == "few_shot" else 0)
 
 
 @pytest.mark.parametrize("kind", ROWS)

@@ -37,7 +37,9 @@ FOUND = [
     (official_extract.choice, "The final answer is (C).", "C"),
     (official_extract.minerva, "Final answer is x^2. I hope it is correct.", "x^2"),
     (official_extract.mathqa, "所以答案是 A，不是 B", "B"),
-    (lambda text: official_extract.cloze(text, 2), "答案是 $1$;$(2,3)$。", ["1", "(2,3)"]),
+    (official_extract.mathqa, "答案是 B\n\n问题 7. (C)", "B"),
+    (lambda text: official_extract.cloze(text, 2), "答案是 $1$;$(2,3)$\n答", ["1$", "$(2,3)"]),
+    (lambda text: official_extract.cloze(text, 1), "答案是 $(2,3)$", ["(2,3)"]),
 ]
 
 
