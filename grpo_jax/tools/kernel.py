@@ -6,6 +6,7 @@ Each function is one system call or two; all raise OSError with the kernel's rea
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -82,7 +83,8 @@ def own_proc_files() -> None:
 def drop_capabilities() -> None:
     """Give up every capability, and the way to get one by executing a file."""
     for capability in range(64):
-        _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails above the last one
+        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0 and ctypes.get_errno() == errno.EINVAL:
+            break  # above the last one
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header, nothing = struct.pack("=II", _CAPABILITY_VERSION_3, 0), bytes(24)
     _checked(_libc.syscall(_SYS_CAPSET[platform.machine()], header, nothing), "capset")
