@@ -73,6 +73,8 @@ class Experience:
     behaviour_logprobs: Array | None = None  # [B, Tc] f32, as sampled; compared with the policy's at every step
     old_logprobs: Array | None = None  # [B, Tc] f32; None: the policy itself, before its only update
     ref_logprobs: Array | None = None  # [B, Tc] f32; None: no reference
+    values: Array | None = None  # [B, Tc] f32, of the value model before its updates; None: there is none
+    returns: Array | None = None  # [B, Tc] f32, what it learns
     places: Array | None = None  # [B] i32, the row of the rollout that each row is; None: the same
 
 

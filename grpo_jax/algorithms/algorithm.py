@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax import Array
 
 from grpo_jax.algorithms.advantages import dead_groups
 from grpo_jax.algorithms.objectives import Metrics
+from grpo_jax.algorithms.values import token_rewards
 from grpo_jax.types import Experience, Rewards, Rollout
 
 
@@ -39,10 +40,18 @@ def signals(rewards: Rewards) -> Array:
     return jnp.where(rewards.step_mask, rewards.steps, jnp.nan).reshape(rewards.outcome.shape[0], -1)
 
 
+class Critic(NamedTuple):
+    """What a method with a value model adds."""
+
+    estimate: Callable[[Array, Array, Array], tuple[Array, Array]]  # rewards, values, mask -> advantages, returns
+    clip: float | None  # of the values' loss
+    optimizer: Any  # the settings of the value model's optimizer
+
+
 class Algorithm(NamedTuple):
     """A method as a value; compose one from the functions of this package, or write your own four."""
 
-    advantages: Callable[[Rewards], Array]  # -> [P, G] or [P, G, Tc]
+    advantages: Callable[[Rewards], Array] | None  # -> [P, G] or [P, G, Tc]; None: the critic's
     weights: Callable[[Array], Array]  # mask [B, Tc] -> [B, Tc]
     loss: Callable[[Array, Experience], tuple[Array, Metrics]]  # logprobs [B, Tc] -> sum over rows, metrics [B, Tc]
     keep: Callable[[Array], Array] = all_groups  # rewards [P, n] (`signals`) -> [P] bool
@@ -52,8 +61,9 @@ class Algorithm(NamedTuple):
     entropy_bonus: float = 0.0  # added to each token's objective, times its entropy
     truncated: bool = True  # whether completions that the length limit cut are trained on
     steps: bool = False  # whether `advantages` takes step rewards
-    sampler: Literal["policy", "reference"] = "policy"  # who writes the completions
+    sampler: Literal["policy", "reference", "data"] = "policy"  # who writes the completions
     distinct: bool = False  # whether equal completions of a group are trained on once
+    critic: Critic | None = None  # a value model, learnt beside the policy
     arrange: Callable[[Array], tuple[Array, Array]] | None = None  # rewards [P, G] -> order of rows, which count
 
 
@@ -92,6 +102,7 @@ def make_experience(
     rewards: Rewards,
     old_logprobs: Array | None = None,
     ref_logprobs: Array | None = None,
+    values: Array | None = None,
 ) -> Experience:
     """Advantages and weights of a rollout, over the global batch.
 
@@ -100,8 +111,7 @@ def make_experience(
     others. What was cut still counts in the baseline of its group, as in TRL. Of `algorithm.rows` that stay together
     all leave if one does.
     """
-    B, Tc = rollout.completion_mask.shape
-    G = rewards.outcome.shape[-1]
+    B, G = rollout.completion_mask.shape[0], rewards.outcome.shape[-1]
     places = counts = None
     if algorithm.arrange is not None:
         order, counts = algorithm.arrange(rewards.outcome)  # [P, G] each
@@ -118,21 +128,45 @@ def make_experience(
         kept = kept & counts.reshape(B)
     kept = jnp.repeat(kept.reshape(-1, algorithm.rows).all(-1), algorithm.rows)
     mask = rollout.completion_mask & kept[:, None]  # [B, Tc]
-    if algorithm.penalty is not None:
-        rewards = less_penalty(algorithm.penalty, rollout, rewards, old_logprobs, ref_logprobs)
-    advantages = algorithm.advantages(rewards)  # [P, G] or [P, G, Tc]
-    advantages = jnp.broadcast_to(advantages.reshape(B, -1), (B, Tc))
+    advantages, returns = estimated(algorithm, rollout, rewards, old_logprobs, ref_logprobs, values)
     return Experience(
         prompts=rollout.prompts,
         completions=rollout.completions,
         completion_mask=mask,
         weights=algorithm.weights(mask),
         advantages=jax.lax.stop_gradient(jnp.where(mask, advantages, 0.0)),
-        behaviour_logprobs=rollout.logprobs,
+        behaviour_logprobs=None if algorithm.sampler == "data" else rollout.logprobs,
         old_logprobs=old_logprobs,
         ref_logprobs=ref_logprobs,
+        values=values,
+        returns=returns,
         places=places,
     )
+
+
+def estimated(
+    algorithm: Algorithm,
+    rollout: Rollout,
+    rewards: Rewards,
+    old_logprobs: Array | None,
+    ref_logprobs: Array | None,
+    values: Array | None,
+) -> tuple[Array, Array | None]:
+    """Advantages [B, Tc], and what the value model is to learn, if there is one.
+
+    A KL penalty is taken off the outcome, or off each token's reward where there are values. With one update per
+    exploration the sampler's log-probabilities are those of the old policy.
+    """
+    mask, penalty = rollout.completion_mask, jnp.zeros(rollout.completion_mask.shape)
+    if algorithm.penalty is not None:
+        old = rollout.logprobs if old_logprobs is None else old_logprobs
+        penalty = jnp.where(mask, algorithm.penalty(old, ref_logprobs, mask), 0.0)
+    if algorithm.critic is not None:
+        return algorithm.critic.estimate(token_rewards(rewards, mask, penalty), values, mask)
+    if algorithm.penalty is not None:
+        rewards = less_penalty(rewards, penalty)
+    advantages = algorithm.advantages(rewards)  # [P, G] or [P, G, Tc]
+    return jnp.broadcast_to(advantages.reshape(mask.shape[0], -1), mask.shape), None
 
 
 def in_order(order: Array, x: Array) -> Array:
@@ -151,21 +185,11 @@ def first_of_its_kind(rollout: Rollout, num_generations: int) -> Array:
     return ~(same & earlier).any(-1).reshape(-1)
 
 
-def less_penalty(
-    penalty: Callable[[Array, Array, Array], Array],
-    rollout: Rollout,
-    rewards: Rewards,
-    old_logprobs: Array | None,
-    ref_logprobs: Array,
-) -> Rewards:
-    """Outcome rewards less the KL penalty of the whole completion: `r_i - sum_t penalty_t`.
+def less_penalty(rewards: Rewards, penalty: Array) -> Rewards:
+    """Outcome rewards less the KL penalty [B, Tc] of the whole completion: `r_i - sum_t penalty_t`.
 
-    With one update per exploration the sampler's log-probabilities are those of the old policy. Raises `ValueError`
-    for step rewards: the paper has no such penalty, and what it would be normalised with is open.
+    Raises `ValueError` for step rewards: the paper has no such penalty, and what it would be normalised with is open.
     """
     if rewards.steps is not None:
         raise ValueError("a KL penalty in the reward and step rewards do not go together; set kl_in to loss")
-    old = rollout.logprobs if old_logprobs is None else old_logprobs
-    mask = rollout.completion_mask
-    total = jnp.where(mask, penalty(old, ref_logprobs, mask), 0.0).sum(-1)  # [B]
-    return rewards.replace(outcome=rewards.outcome - total.reshape(rewards.outcome.shape))
+    return rewards.replace(outcome=rewards.outcome - penalty.sum(-1).reshape(rewards.outcome.shape))

@@ -5,14 +5,14 @@
 The paper's h is the mean (eq. 12), its source's and TRL's the sum; `length_average` says which. The gradient
 coefficient is beta sigma(h(o-) - h(o+)), plus on o+, minus on o-; the paper's eq. 13 leaves out the factor beta. In a
 group the best completion is paired with the worst, the second best with the second worst, and so on while their rewards
-differ; a group of equal rewards gives none. The paper's pairs are of the policy that the stage began with; `online`
-takes the present policy's. From pairs that stand in a file the stage `dpo` learns.
+differ; a group of equal rewards gives none. The paper's pairs are of the policy that the stage began with; `pairs_from`
+takes the present policy's, or those of a file.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import pydantic
 
@@ -34,8 +34,9 @@ class Config:
     """Average a completion's log-ratios over its tokens (the paper; TRL: loss_type sigmoid_norm), or sum them."""
     pairs: Positive | None = None
     """At most so many pairs of one prompt, those that differ most; None: num_generations / 2."""
-    online: bool = False
-    """Pairs of the present policy, not of the one that the stage began with."""
+    pairs_from: Literal["reference", "policy", "data"] = "reference"
+    """Who writes them: the policy that the stage began with (the paper), the present one, or the source, which then has
+    a solution and a column `rejected` (with reward `preferred` and num_generations 2)."""
 
 
 def build(c: Config) -> Algorithm:
@@ -57,5 +58,5 @@ def build(c: Config) -> Algorithm:
         rows=2,
         reference=True,
         arrange=partial(best_with_worst, pairs=c.pairs),
-        sampler="policy" if c.online else "reference",
+        sampler=c.pairs_from,
     )

@@ -275,9 +275,11 @@ class RLConfig:
     """Added to each token's objective, times the entropy there; 0: entropy is only logged. (TRL 0.0.)"""
     mask_truncated_completions: bool = False
     """Do not train on completions that the length limit cut; they still count in the baseline. (TRL false.)"""
-    dead_groups: Literal["auto", "count", "exclude"] = "auto"
-    """Groups whose rewards are all equal: count them in the means, or exclude them; auto: as the algorithm says (dapo
-    excludes, others count). Their share is logged in any case."""
+    dead_groups: Literal["auto", "count", "exclude", "refill"] = "auto"
+    """Groups whose rewards are all equal: count them in the means, exclude them, or put those of further prompts in
+    their place; auto: as the algorithm says (dapo excludes, others count). Their share is logged in any case."""
+    refill_rounds: Positive = 3
+    """Of dead_groups refill: at most so many further batches of prompts a step; what is dead then is excluded."""
     max_logprob_gap: NonNegative = 0.05
     """Stop if the mean gap between the sampler's and the trainer's log-probabilities exceeds this (nats); the
     trainer's with the weights that were sampled from, before any rounding of theirs."""

@@ -162,6 +162,12 @@ def _rl(rl: RLConfig) -> Iterator[str]:
                 f"rl.tools runs programs while completions are sampled, which is work of the host, and "
                 f"rl.{' and rl.'.join(host)} leaves the host none there; set it to 0, or leave rl.tools out"
             )
+    for name, what in (("fused_steps", "have no host between them"), ("steps_off_policy", "are of older weights")):
+        if rl.dead_groups == "refill" and getattr(rl, name):
+            yield (
+                f"rl.dead_groups is refill, and rl.{name} {getattr(rl, name)}: groups are replaced by the host, from "
+                f"the present policy, and those steps {what}; set rl.{name} to 0, or dead_groups to exclude"
+            )
     if rl.rollout_weights == "int8" and rl.importance_cap is None:
         yield (
             "rl.rollout_weights: int8 samples from another policy than the trained one, and rl.importance_cap, which "

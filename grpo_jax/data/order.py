@@ -44,6 +44,24 @@ def distinct_indices(num_problems: int, batch: int, *, seed: int, step: int) -> 
     return permutation(num_problems, seed, epoch)[place * batch : (place + 1) * batch]
 
 
+def further_indices(num_problems: int, batch: int, *, seed: int, step: int, round: int) -> np.ndarray:
+    """Return more problems for a step, none of them in its own batch or in another round: round 1, 2, ...
+
+    For groups that have to be replaced. They are drawn from all problems but the step's own, in an order of the step's
+    own, so that nothing has to be saved to resume; within an epoch a problem may then come more than once. Result
+    [batch] i64. Raises `OrderError` if there are too few problems.
+    """
+    if num_problems < batch * (round + 1):
+        raise OrderError(
+            f"{num_problems} problems are too few for round {round} of {batch} more besides the first {batch}"
+        )
+    own = distinct_indices(num_problems, batch, seed=seed, step=step)
+    stream = np.random.Philox(key=np.array([seed, step], np.uint64), counter=np.array([0, 0, 0, 1], np.uint64))
+    order = np.argsort(stream.random_raw(num_problems), kind="stable")
+    others = order[~np.isin(order, own)]
+    return others[(round - 1) * batch : round * batch]
+
+
 @functools.lru_cache(maxsize=4)
 def permutation(num_problems: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of an epoch, [num_problems] i64: the argsort of a Philox stream with key (seed,

@@ -11,8 +11,9 @@ step. A thread of its own waits for the tokens of one part after the other, deco
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ from grpo_jax.stages.judging import Judged, Told, judge, score_text
 from grpo_jax.stages.programs import GAP, RLPrograms, old_pass
 from grpo_jax.stages.rounds import Use
 from grpo_jax.stages.run import Run
+from grpo_jax.stages.written import written_rollout
 from grpo_jax.types import Experience, Problem, Prompts, Rollout, Sequences, TrainState
 
 
@@ -87,6 +89,15 @@ class Drawn(NamedTuple):
     uses: tuple[Use, ...] = ()  # of tools, by part
 
 
+class Gathered(NamedTuple):
+    """Completions, read and judged; what the devices hold of them may still be under way."""
+
+    indices: np.ndarray  # [P] of the problems
+    rollout: Rollout
+    texts: list[str]
+    judged: Judged
+
+
 class Collected(NamedTuple):
     """A batch of experience and where it comes from."""
 
@@ -95,26 +106,32 @@ class Collected(NamedTuple):
     texts: list[str]
     judged: Judged
     experience: Experience
+    numbers: Mapping[str, Any] = MappingProxyType({})  # metrics of how it was collected
 
 
-def draw(stage: Stage, state: TrainState, reference: Any, step: int) -> Drawn:
+def draw(stage: Stage, state: TrainState, reference: Any, step: int, indices: np.ndarray | None = None) -> Drawn:
     """Start to sample the completions of a step, from the present policy, and to judge them: lines 5, 7 and 8.
 
-    Where the reference samples, that is the policy itself at the first step of an outer iteration.
+    Where the reference samples, that is the policy itself at the first step of an outer iteration. `indices` are the
+    step's problems, or further ones.
     """
     run, c, timeline = stage.run, stage.run.config.rl, stage.timeline
-    indices = distinct_indices(len(stage.problems), c.prompts_per_step, seed=run.config.seed, step=step)  # 5
+    if indices is None:
+        indices = distinct_indices(len(stage.problems), c.prompts_per_step, seed=run.config.seed, step=step)  # 5
     offline = stage.algorithm.sampler == "reference"
     policy = run.policy(reference if offline and step % c.max_steps else state.params)
-    parts, judging, uses = [], [], []
+    parts, judging, uses, data = [], [], [], stage.algorithm.sampler == "data"
     with timeline.span(LOOP, "start sampling", step + 1):
         for m in range(c.sample_parts):
-            prompts = run.prompts(stage.problems, indices[m :: c.sample_parts])
-            sampled = (policy, prompts, state.key, step)
-            part = timeline.run("sample", step + 1, stage.programs.sample, *sampled, of=lambda part: part.finished)  # 7
-            parts.append(part)
+            of_part = indices[m :: c.sample_parts]
+            if data:
+                parts.append(run.place(written_rollout(run, stage.problems, of_part)))
+            else:
+                sampled = (policy, run.prompts(stage.problems, of_part), state.key, step)
+                program = stage.programs.sample
+                parts.append(timeline.run("sample", step + 1, program, *sampled, of=lambda part: part.finished))  # 7
             uses += [stage.programs.sample.use] if "rl" in run.tools else []
-            judging.append(start_judging(stage, part, indices[m :: c.sample_parts], step))  # 8
+            judging.append(start_judging(stage, parts[-1], of_part, step))  # 8
         gap = {}
         if c.steps_off_policy or offline:  # by the time of the update, the policy is another
             gap = timeline.run("check", step + 1, stage.programs.gap, policy, parts[0])
@@ -226,6 +243,19 @@ def start_telling(batch: Collected) -> Collected:
     )
 
 
+def gather(stage: Stage, drawn: Drawn, progress: Progress) -> Gathered:
+    """Wait for completions to be sampled and read, and start what judges them on the devices: lines 7 and 8."""
+    run, programs, c = stage.run, stage.programs, stage.run.config.rl
+    with progress.phase("sample"), stage.timeline.wait():
+        read = [part.result() for part in drawn.read]
+    parts = tuple(run.place(part.rollout) for part in read) if c.sampling.stop else drawn.parts
+    rollout = programs.join(parts)
+    with progress.phase("reward"), stage.timeline.wait():
+        told = [part.result() for part in drawn.told]
+    judged = judge(run, [stage.problems[i] for i in drawn.indices], rollout, told, stage.rewards)
+    return Gathered(drawn.indices, rollout, in_order([part.texts for part in read], c.num_generations), judged)
+
+
 def in_order(texts: Sequence[Sequence[str]], num_generations: int) -> list[str]:
     """The rows of K parts in the order of the whole: prompt p is in part p mod K."""
     groups = [[part[i : i + num_generations] for i in range(0, len(part), num_generations)] for part in texts]
@@ -234,13 +264,15 @@ def in_order(texts: Sequence[Sequence[str]], num_generations: int) -> list[str]:
 
 def start_passes(
     stage: Stage, state: TrainState, reference: Any, rollout: Rollout, step: int
-) -> tuple[Array | None, Array | None]:
-    """Start the passes for the log-probabilities under the old policy (line 6) and under the reference."""
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Start the passes for log-probabilities under the old policy (line 6) and the reference, and for values."""
     run, logprobs = stage.run, stage.programs.logprobs
-    old = ref = None
+    old = ref = values = None
     with stage.timeline.span(LOOP, "start passes", step + 1):
         if old_pass(run.config.rl, stage.algorithm):
             old = stage.timeline.run("old", step + 1, logprobs, run.policy(state.params), rollout)  # 6
         if stage.algorithm.reference:
             ref = stage.timeline.run("reference", step + 1, logprobs, run.policy(reference), rollout)
-    return old, ref
+        if stage.algorithm.critic is not None:
+            values = stage.timeline.run("values", step + 1, stage.programs.values, state.critic.params, rollout)
+    return old, ref, values

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from grpo_jax.algorithms.algorithm import Algorithm
 from grpo_jax.config import Config, RLConfig, SamplingConfig
 from grpo_jax.models.cache import empty_cache
 from grpo_jax.models.decoder import Decoder, DecoderConfig
@@ -30,10 +29,11 @@ from grpo_jax.stages.ahead import Ahead, compile_ahead, device_bytes
 from grpo_jax.stages.fused import check_fused, column_shapes, num_slots
 from grpo_jax.stages.policy import abstract, abstract_frozen
 from grpo_jax.stages.programs import algorithm_of, fused_program, old_pass, rl_programs, sampling_program, sft_program
+from grpo_jax.stages.step_shapes import StepShapes, step_shapes
 from grpo_jax.training.optimizer import make_optimizer
-from grpo_jax.training.state import abstract_copy, abstract_state
+from grpo_jax.training.state import abstract_state
 from grpo_jax.training.step import group_cuts
-from grpo_jax.types import Experience, Prompts, Rollout, Sequences, TrainState
+from grpo_jax.types import Prompts, Sequences, TrainState
 
 STAGES = ("sft", "rl", "evaluation")
 
@@ -171,17 +171,10 @@ def _sft(plant: Plant) -> Iterator[Phase]:
     yield Phase("sft: update", held, 0, work, key, compile_update)
 
 
-class _Step(NamedTuple):
-    """The arrays of an RL step in abstract form."""
-
-    state: TrainState
-    reference: Any
-    rollout: Rollout
-    experience: Experience
-
-    def held(self, policy: Any) -> Held:
-        """What lies on the devices while experience is collected."""
-        return Held(*(device_bytes(part) for part in (policy, self.state.opt_state, self.reference, self.experience)))
+def held_by(plant: Plant, step: StepShapes) -> Held:
+    """What lies on the devices while experience is collected."""
+    moments = step.state.opt_state, getattr(step.state, "critic", None)  # with the value model, if there is one
+    return Held(*(device_bytes(part) for part in (plant.policy, moments, step.reference, step.experience)))
 
 
 def _rl(plant: Plant) -> Iterator[Phase]:
@@ -190,8 +183,8 @@ def _rl(plant: Plant) -> Iterator[Phase]:
     algorithm = algorithm_of(c)
     optimizer = make_optimizer(c.optimizer, c.iterations * c.max_steps * c.num_iterations)
     programs = rl_programs(plant.model, c, sampling, algorithm, optimizer, plant.trained)
-    step = _step(plant, optimizer, programs.freeze, algorithm)
-    held = step.held(plant.policy)
+    step = step_shapes(plant, optimizer, programs.freeze, algorithm)
+    held = held_by(plant, step)
     _, moments, copy, batch = held
     trained = device_bytes(plant.trained)
     scored = scoring_work(plant, rows=algorithm.rows)
@@ -256,15 +249,15 @@ def _fused_rl(plant: Plant) -> Iterator[Phase]:
     rewards = load_rewards(c.rewards)
     check_fused(c, rewards)
     slots = num_slots(c)
-    program = fused_program(programs, c, algorithm, rewards, optimizer, plant.trained, num_slots=slots)
-    step = _step(plant, optimizer, programs.freeze, algorithm)
+    program = fused_program(programs, plant.model, c, algorithm, rewards, optimizer, plant.trained, num_slots=slots)
+    step = step_shapes(plant, optimizer, programs.freeze, algorithm)
     batches = plant.chunk(n, (step.rollout.prompts, column_shapes(rewards, c)))
     number, each = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((n,), jnp.int32)
     scored = scoring_work(plant, rows=algorithm.rows)
     settings = (dataclasses.replace(c, source=None), sampling, slots, plant.config.prompt.max_prompt_length)
     yield Phase(
         "rl: fused steps",
-        step.held(plant.policy)._replace(batch=0),
+        held_by(plant, step)._replace(batch=0),
         0,
         scored._replace(gradient=device_bytes(plant.trained), gradients=_gradients(c)),
         plant.key("fused", *settings, remat=True, decode=True),
@@ -282,25 +275,6 @@ def _fused_rl(plant: Plant) -> Iterator[Phase]:
             longest=(1, _longest(plant, c.prompts_per_step, sampling)),
         ),
     )
-
-
-def _step(plant: Plant, optimizer: Any, freeze: Callable[[Any], Any], algorithm: Algorithm) -> _Step:
-    c = plant.config.rl
-    P, G, Tc = c.prompts_per_step, c.num_generations, c.sampling.max_completion_length
-    tokens, numbers = plant.sequences(P * G, Tc), plant.array((P * G, Tc), jnp.float32)
-    mask = plant.array((P * G, Tc), jnp.bool_)
-    rollout = Rollout(plant.prompts(P), tokens, mask, numbers, plant.array((P * G,), jnp.bool_))
-    experience = Experience(
-        prompts=rollout.prompts,
-        completions=tokens,
-        completion_mask=mask,
-        weights=numbers,
-        advantages=numbers,
-        behaviour_logprobs=numbers,
-        old_logprobs=numbers if old_pass(c, algorithm) else None,
-        ref_logprobs=numbers if algorithm.reference else None,
-    )
-    return _Step(plant.state(optimizer), abstract_copy(freeze, plant.trained), rollout, experience)
 
 
 def _evaluation(plant: Plant) -> Iterator[Phase]:

@@ -146,7 +146,9 @@ def open_program(fused: Fused) -> Callable[..., Any]:
     stage, c = fused.stage, fused.stage.run.config.rl
     params = abstract(stage.run.model.config, stage.run.mesh)
     programs, algorithm, rewards = stage.programs, stage.algorithm, stage.rewards
-    return fused_program(programs, c, algorithm, rewards, fused.optimizer, params, num_slots=num_slots(c))
+    return fused_program(
+        programs, stage.run.model, c, algorithm, rewards, fused.optimizer, params, num_slots=num_slots(c)
+    )
 
 
 def is_due(fused: Fused, done: int) -> bool:

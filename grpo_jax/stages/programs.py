@@ -18,15 +18,17 @@ from grpo_jax.config import RLConfig, SFTConfig
 from grpo_jax.configure import find
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import attach
+from grpo_jax.models.values import value_model
 from grpo_jax.rewards.reward import Reward
 from grpo_jax.sampler.sample import Sampling, sample
 from grpo_jax.sharding import batch_shards, constrain, replicated
+from grpo_jax.training.critic import abstract_actor_critic, actor_critic_step, rollout_values, value_step
 from grpo_jax.training.fused import Parts, fused_steps
-from grpo_jax.training.optimizer import decayed
+from grpo_jax.training.optimizer import decayed, make_optimizer
 from grpo_jax.training.state import abstract_state, state_shardings
 from grpo_jax.training.step import join_rows, rollout_logprobs, split_rows, train_step
 from grpo_jax.training.supervised import supervised_step
-from grpo_jax.types import Prompts, Rollout
+from grpo_jax.types import Prompts, Rollout, TrainState
 
 GAP = ("logprob_gap/mean", "logprob_gap/max")
 
@@ -36,12 +38,14 @@ class RLPrograms(NamedTuple):
 
     sample: Callable[[Any, Prompts, Array, int], Rollout]  # params, prompts, run key, step
     logprobs: Callable[[Any, Rollout], Array]
+    values: Callable[[Any, Rollout], Array]  # of the value model, if there is one
     experience: Callable[..., Any]
     update: Callable[..., Any]  # state, experience, frozen=base: donates the state
     freeze: Callable[[Any], Any]
     gap: Callable[[Any, Rollout], dict[str, Array]]  # between sampler and trainer, on a few groups
     join: Callable[[tuple[Rollout, ...]], Rollout]  # the parts of a step, `rl.sample_parts`, as one
     cut: Callable[[Rollout], tuple[Rollout, ...]]  # its inverse
+    refill: Callable[[Any, Any, Array], Any]  # groups of one batch in the places of another's
 
 
 def algorithm_of(config: RLConfig) -> Algorithm:
@@ -52,7 +56,7 @@ def algorithm_of(config: RLConfig) -> Algorithm:
     """
     c, algorithm = config, find("algorithms", config.algorithm.kind).build(config.algorithm)
     check_sampler(c, algorithm)
-    keep = {"count": all_groups, "exclude": mixed_outcomes}.get(c.dead_groups, algorithm.keep)
+    keep = {"count": all_groups, "exclude": mixed_outcomes, "refill": mixed_outcomes}.get(c.dead_groups, algorithm.keep)
     algorithm = algorithm._replace(
         keep=keep,
         truncated=algorithm.truncated and not c.mask_truncated_completions,
@@ -68,6 +72,17 @@ def check_sampler(c: RLConfig, algorithm: Algorithm) -> None:
     Raises `AlgorithmError`.
     """
     kind = c.algorithm.kind
+    if algorithm.sampler == "data":
+        sampled = ("fused_steps", "steps_off_policy", "importance_cap")
+        given = [f"rl.{name} {getattr(c, name)}" for name in sampled if getattr(c, name)]
+        given += ["rl.dead_groups refill"] if c.dead_groups == "refill" else []
+        given += ["rl.tools"] if c.tools is not None else []
+        given += [f"rl.num_generations {c.num_generations}, not 2"] if c.num_generations != 2 else []
+        if given:
+            raise AlgorithmError(
+                f"rl.algorithm.kind {kind} takes its completions from the data, a better and a worse one for each "
+                f"prompt, and samples none: {', '.join(given)} does not go with that; leave it out"
+            )
     if c.num_generations % algorithm.rows:
         raise AlgorithmError(
             f"rl.num_generations: {c.num_generations} completions a prompt, but rl.algorithm.kind {kind} takes them by "
@@ -136,17 +151,42 @@ def rl_programs(
         "buckets": config.length_buckets,
     }
     update = partial(train_step, **scoring, algorithm=algorithm, optimizer=optimizer)
+    critic = {"model": value_model(model.config), "microbatches": config.microbatches}
+    if algorithm.critic is not None:
+        clip, values = (
+            algorithm.critic.clip,
+            partial(value_step, optimizer=critic_optimizer(config, algorithm), **critic),
+        )
+        update = partial(actor_critic_step, policy=update, values=partial(values, clip=clip))
+    whole = rl_state(model, config, algorithm, optimizer, params)
     shards, P, K = batch_shards(_mesh(params)), config.prompts_per_step, config.sample_parts
     return RLPrograms(
         sample=sampling_program(model, sampling),
         logprobs=jax.jit(partial(rollout_logprobs, **scoring)),
+        values=jax.jit(partial(rollout_values, **critic)),
         experience=jax.jit(partial(make_experience, algorithm)),
-        update=update_program(update, optimizer, params),
+        update=update_program(update, whole, _mesh(params)),
         freeze=freeze_program(model) if uses_reference(algorithm) else jax.jit(lambda params: {}),
         gap=jax.jit(partial(sampler_gap, **scoring | {"microbatches": P // K // shards})),
         join=jax.jit(join_parts),
         cut=jax.jit(partial(cut_parts, count=K)),
+        refill=jax.jit(replace_groups),
     )
+
+
+def critic_optimizer(config: RLConfig, algorithm: Algorithm) -> optax.GradientTransformation:
+    """The value model's optimizer, over all updates of the stage."""
+    return make_optimizer(algorithm.critic.optimizer, config.iterations * config.max_steps * config.num_iterations)
+
+
+def rl_state(
+    model: Decoder, config: RLConfig, algorithm: Algorithm, optimizer: optax.GradientTransformation, params: Any
+) -> TrainState:
+    """What the RL stage carries from step to step, in abstract form: the policy's state, and the value model's."""
+    actor, mesh = abstract_state(params, optimizer, _mesh(params)), _mesh(params)
+    if algorithm.critic is None:
+        return actor
+    return abstract_actor_critic(actor, value_model(model.config), critic_optimizer(config, algorithm), mesh)
 
 
 def uses_reference(algorithm: Algorithm) -> bool:
@@ -184,8 +224,24 @@ def cut_parts(rollout: Rollout, *, count: int) -> tuple[Rollout, ...]:
     return tuple(jax.tree.map(lambda x, m=m: x[m], stacked) for m in range(count))
 
 
+def replace_groups(old: Any, new: Any, source: Array) -> Any:
+    """Arrays [P, ...] or [B, ...] of `old`, group p replaced by group source[p] of `new` where that is not negative.
+
+    source [P] i32. The shapes stay: one program, however many are replaced.
+    """
+    P = source.shape[0]
+
+    def pick(x: Array, y: Array) -> Array:
+        groups, others = (a.reshape(P, -1) for a in (x, y))
+        result = jnp.where((source >= 0)[:, None], others[jnp.maximum(source, 0)], groups).reshape(x.shape)
+        return constrain(result, "batch", *(None,) * (x.ndim - 1))
+
+    return jax.tree.map(pick, old, new)
+
+
 def fused_program(
     programs: RLPrograms,
+    model: Decoder,
     config: RLConfig,
     algorithm: Algorithm,
     rewards: Sequence[Reward],
@@ -211,9 +267,10 @@ def fused_program(
         reference=algorithm.reference,
         num_iterations=config.num_iterations,
         old=old_pass(config, algorithm),
+        values=None if algorithm.critic is None else programs.values,
         offline=programs.gap if algorithm.sampler == "reference" else None,
     )
-    shardings = state_shardings(abstract_state(params, optimizer, _mesh(params)))
+    shardings = state_shardings(rl_state(model, config, algorithm, optimizer, params))
     program = partial(fused_steps, parts=parts, num_slots=num_slots)
     return jax.jit(program, donate_argnums=0, out_shardings=(shardings, None, None))
 
@@ -229,16 +286,13 @@ def sft_program(
         chunk=config.head_chunk,
         microbatches=config.microbatches,
     )
-    return update_program(step, optimizer, params)
-
-
-def update_program(
-    step: Callable[..., Any], optimizer: optax.GradientTransformation, params: Any
-) -> Callable[..., Any]:
-    """A step `(state, ...) -> (state, metrics)` compiled so that the state keeps its layout and its memory."""
     mesh = _mesh(params)
-    shardings = state_shardings(abstract_state(params, optimizer, mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return update_program(step, abstract_state(params, optimizer, mesh), mesh)
+
+
+def update_program(step: Callable[..., Any], state: Any, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """A step `(state, ...) -> (state, metrics)` compiled so that the (abstract) state keeps its layout and memory."""
+    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(state), replicated(mesh)))
 
 
 def _mesh(params: Any) -> jax.sharding.Mesh:

@@ -32,6 +32,7 @@ from grpo_jax.config import RLConfig
 from grpo_jax.data.order import OrderError
 from grpo_jax.models.attention import chosen
 from grpo_jax.models.quantize import check_quantizable
+from grpo_jax.models.values import value_model
 from grpo_jax.reporting.metrics import MetricsWriter, read_metrics
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.rollouts import drop_rollouts_after
@@ -46,21 +47,23 @@ from grpo_jax.stages.exploration import (
     abstract_ahead,
     draw,
     draw_again,
-    explore,
     open_stage,
     start_telling,
 )
 from grpo_jax.stages.fused import Fused, check_fused, train_fused
 from grpo_jax.stages.learned import check_learned, with_models
 from grpo_jax.stages.policy import abstract
-from grpo_jax.stages.programs import RLPrograms, algorithm_of, compiled, rl_programs
+from grpo_jax.stages.programs import RLPrograms, algorithm_of, compiled, critic_optimizer, rl_programs, rl_state
+from grpo_jax.stages.refill import collect
 from grpo_jax.stages.rollouts import keep_rollouts, step_metrics
 from grpo_jax.stages.run import Run
-from grpo_jax.stages.sources import load_answered, source_record
+from grpo_jax.stages.sources import load_answered, load_problems, source_record
 from grpo_jax.stages.tooling import in_rounds, tool_metrics
+from grpo_jax.stages.written import check_pairs
+from grpo_jax.training.critic import with_critic
 from grpo_jax.training.health import Health
 from grpo_jax.training.optimizer import learning_rates, make_optimizer
-from grpo_jax.training.state import abstract_copy, abstract_state, create_state
+from grpo_jax.training.state import abstract_copy, create_state
 from grpo_jax.training.step import group_cuts
 from grpo_jax.types import Problem, TrainState
 
@@ -94,11 +97,24 @@ def prepare(run: Run) -> Prepared:
     check_fused(c, rewards)
     models = check_learned(run, rewards)
     check_steps(c, algorithm, rewards)
-    problems = load_answered(run, c.source)
+    if algorithm.critic is not None and run.model.config.lora:
+        raise AlgorithmError(
+            f"rl.algorithm.kind {c.algorithm.kind} learns a value model with all its weights, and model.lora trains "
+            "adapters; leave model.lora out, or choose a method without values, such as grpo"
+        )
+    written = algorithm.sampler == "data"
+    problems = load_problems(run, c.source) if written else load_answered(run, c.source)
+    if written:
+        check_pairs(run, problems)
     if len(problems) < c.prompts_per_step:
         raise OrderError(
             f"rl.prompts_per_step: {c.prompts_per_step} prompts a step, but the source has {len(problems)} problems; "
             "lower it, or give more problems"
+        )
+    if c.dead_groups == "refill" and len(problems) < c.prompts_per_step * (1 + c.refill_rounds):
+        raise OrderError(
+            f"rl.refill_rounds: {c.refill_rounds} further batches of {c.prompts_per_step} prompts, but the source has "
+            f"{len(problems)} problems; lower it, or give more problems"
         )
     steps = c.iterations * c.max_steps
     run.note(
@@ -127,7 +143,7 @@ def check_steps(c: RLConfig, algorithm: Algorithm, rewards: Sequence[Reward]) ->
             f"rl.rewards: {', '.join(judging)} judges steps, and rl.algorithm.kind {c.algorithm.kind} learns from "
             "outcomes only; choose grpo, or another reward"
         )
-    if judging and algorithm.penalty is not None:
+    if judging and algorithm.penalty is not None and algorithm.critic is None:
         raise AlgorithmError(
             f"rl.algorithm.kl_in is reward, and {', '.join(judging)} judges steps: what the penalty would be "
             "normalised with is not said anywhere; set kl_in to loss"
@@ -152,12 +168,13 @@ def train(
     sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows, weights=c.rollout_weights)
     params = abstract(run.model.config, run.mesh)
     programs = in_rounds(run, rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params), sampling)
-    bound = c.max_logprob_gap if sampling.distribution.full_support else None
+    compared = sampling.distribution.full_support and prepared.algorithm.sampler != "data"
+    bound = c.max_logprob_gap if compared else None
     health = Health(c.max_skipped_steps, bound, corrected=c.rollout_weights != "same")
     rates = learning_rates(c.optimizer, updates_in_all)
 
     with run.checkpoints("rl", c.save_total_limit) as checkpoints:
-        state, reference, resumed, start = begin(run, programs, checkpoints, optimizer, initial, data)
+        state, reference, resumed, start = begin(run, programs, prepared, checkpoints, optimizer, initial)
         drop_rollouts_after(run.stage("rl"), start)
         with (
             open_stage(run, *prepared[:3], programs, total, start) as stage,
@@ -178,7 +195,7 @@ def train(
                 drawn = ahead.popleft()
                 saved = to_save(stage, state, reference, drawn)
                 with run.keeping(checkpoints, step, saved, data):
-                    batch = explore(stage, state, reference, drawn, progress)  # 6, 8, 9
+                    batch = collect(stage, state, reference, drawn, progress)  # 6, 8, 9
                 run.leave_if_asked(checkpoints, step, total, saved, data)
                 state, updates, batch = improve(stage, state, batch, step)  # 10, 11
                 draw_ahead(stage, state, reference, ahead, step + 1)  # 5, 7 of a step to come, while the host writes
@@ -199,21 +216,26 @@ def train(
 def begin(
     run: Run,
     programs: RLPrograms,
+    prepared: Prepared,
     checkpoints: Any,
     optimizer: Any,
     initial: Callable[[], Any],
-    data: Mapping[str, Any],
 ) -> tuple[TrainState, Any, dict[str, Any] | None, int]:
     """State, reference, what was sampled ahead, and the step to go on from: a checkpoint's, or line 1 of the algorithm.
 
     The state's arrays are donated to each update, those of `initial()` among them.
     """
-    state = abstract_state(abstract(run.model.config, run.mesh), optimizer, run.mesh)
+    c, algorithm = run.config.rl, prepared.algorithm
+    state = rl_state(run.model, c, algorithm, optimizer, abstract(run.model.config, run.mesh))
     kept = {"state": state, "reference": abstract_copy(programs.freeze, state.params)}
-    resumed, start = run.restore(checkpoints, lambda step: kept | abstract_ahead(run, step), data)
+    resumed, start = run.restore(checkpoints, lambda step: kept | abstract_ahead(run, step), prepared.data)
     if resumed:
         return resumed["state"], resumed["reference"], resumed.get("ahead"), start
-    return create_state(initial(), optimizer, run.config.seed, run.mesh), None, None, 0
+    state = create_state(initial(), optimizer, run.config.seed, run.mesh)
+    if algorithm.critic is not None:
+        values = value_model(run.model.config)
+        state = with_critic(state, values, critic_optimizer(c, algorithm), run.config.seed, run.mesh)
+    return state, None, None, 0
 
 
 def draw_ahead(stage: Stage, state: TrainState, reference: Any, ahead: deque[Drawn], step: int) -> None:
@@ -244,7 +266,7 @@ def record(
         if logged:
             log.write(done, metrics)
         if c.rollout_steps and ((done - 1) % c.rollout_steps == 0 or done == total):
-            keep_rollouts(run, done, stage.problems, *batch)
+            keep_rollouts(run, done, stage.problems, *batch[:5])
     return logged
 
 
@@ -296,4 +318,4 @@ def measure(
     batch = batch._replace(judged=batch.judged.on_host())
     waited = stage.timeline.finish(drawn.step + 1)
     metrics = step_metrics(batch.rollout, batch.judged, updates, progress.seconds, waited)
-    return batch, metrics | jax.device_get(drawn.gap) | tool_metrics(drawn.uses)
+    return batch, metrics | jax.device_get({**drawn.gap, **batch.numbers}) | tool_metrics(drawn.uses)

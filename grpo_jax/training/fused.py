@@ -33,11 +33,12 @@ class Parts(NamedTuple):
     weights: tuple[float, ...]  # of the rewards
     optional: tuple[bool, ...]  # whether a reward's NaN leaves the sum to the others
     logprobs: Callable[[Any, Rollout], Array]
-    experience: Callable[[Rollout, Rewards, Array | None, Array | None], Experience]
+    experience: Callable[..., Experience]  # rollout, rewards, log-probabilities old and of the reference, values
     update: Callable[..., tuple[TrainState, dict[str, Array]]]  # state, experience, frozen=...
     reference: bool  # whether the algorithm takes the reference's log-probabilities
     num_iterations: int  # updates on one rollout
     old: bool  # whether the log-probabilities of the old policy are computed before them
+    values: Callable[[Any, Rollout], Array] | None = None  # of the value model, where there is one
     offline: Callable[[Any, Rollout], dict[str, Array]] | None = None  # where the reference samples: its own gap
 
 
@@ -73,7 +74,8 @@ def fused_step(
     judged, rewards = judge_arrays(rollout, columns, parts)  # 8
     old = parts.logprobs(policy, rollout) if parts.old else None
     ref = parts.logprobs(parts.policy(frozen, reference), rollout) if parts.reference else None
-    experience = parts.experience(rollout, rewards, old, ref)  # 9
+    values = parts.values(state.critic.params, rollout) if parts.values else None
+    experience = parts.experience(rollout, rewards, old, ref, values)  # 9
     updates = []
     for _ in range(parts.num_iterations):  # 10, 11
         state, metrics = parts.update(state, experience, frozen=frozen)

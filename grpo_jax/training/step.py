@@ -154,7 +154,7 @@ def train_step(
         )
     else:
         padding = padding_share(row_lengths(mask), mask.size)
-        grads, loss, statistics = _gradient(loss_of, state.params, experience, microbatches, algorithm.rows)
+        grads, loss, statistics = gradient_of(loss_of, state.params, experience, microbatches, algorithm.rows)
     new_state, update_metrics = guarded_update(state, grads, loss, optimizer=optimizer)
     metrics = {"loss": loss, "padding": padding} | mean_statistics(statistics) | update_metrics
     return new_state, metrics
@@ -172,7 +172,7 @@ def objective_of(algorithm: Algorithm, logprobs: Array, entropy: Array, rows: Ex
     return loss, token_statistics(metrics | {"entropy": entropy}, logprobs, rows)
 
 
-def _gradient(loss_of, params: Any, experience: Experience, microbatches: int, rows: int) -> tuple[Any, Array, Any]:
+def gradient_of(loss_of, params: Any, experience: Experience, microbatches: int, rows: int) -> tuple[Any, Array, Any]:
     """The gradient, the loss and the statistics of a batch in micro-batches."""
     if microbatches == 1:
         (loss, statistics), grads = jax.value_and_grad(loss_of, has_aux=True)(params, experience)

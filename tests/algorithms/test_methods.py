@@ -42,7 +42,8 @@ def rollout_of(batch, *, behaviour=None, finished=None) -> Rollout:
 
 def experience_of(algorithm, batch, *, old, rollout=None):
     rewards = Rewards(jnp.asarray(batch.rewards, jnp.float32))
-    return make_experience(algorithm, rollout or rollout_of(batch), rewards, old, np.float32(batch.ref))
+    values = None if algorithm.critic is None else np.float32(batch.values)
+    return make_experience(algorithm, rollout or rollout_of(batch), rewards, old, np.float32(batch.ref), values)
 
 
 def loss_and_slope(algorithm, batch, *, old, x=None, **more):
@@ -111,6 +112,7 @@ def check_invariance(name):
         for a, fill in zip(BATCH[:3], RUBBISH, strict=True)
     ]
     padded = BATCH._replace(logprobs=wide[0], old=wide[1], ref=wide[2], mask=np.pad(BATCH.mask, ((0, 0), (0, 3))))
+    padded = padded._replace(values=np.pad(BATCH.values, ((0, 0), (0, 3)), constant_values=np.nan))
     got = loss_and_slope(
         algorithm, padded, old=wide[1], rollout=rollout_of(padded, behaviour=np.where(padded.mask, wide[1], 0))
     )
@@ -120,7 +122,7 @@ def check_invariance(name):
     prompts, within = np.array([2, 0, 3, 1]), np.array([3, 1, 0, 2])
     rows = (prompts[:, None] * G + within).reshape(-1)
     moved = BATCH._replace(
-        **{field: getattr(BATCH, field)[rows] for field in ("logprobs", "old", "ref", "mask")},
+        **{field: getattr(BATCH, field)[rows] for field in ("logprobs", "old", "ref", "mask", "values")},
         rewards=BATCH.rewards[prompts][:, within],
     )
     got = loss_and_slope(algorithm, moved, old=np.float32(moved.old))
@@ -142,12 +144,12 @@ def check_invariance(name):
 
     mesh = tiny.mesh_of(2, 2)
     with jax.set_mesh(mesh):
-        given = (rollout_of(BATCH), np.float32(BATCH.rewards), old, np.float32(BATCH.ref), np.float32(BATCH.logprobs))
-        rollout, rewards, old, ref, x = host_to_global(given, named(mesh, "batch"))
+        given = (rollout_of(BATCH), *(np.float32(x) for x in (BATCH.rewards, BATCH.ref, BATCH.values, BATCH.logprobs)))
+        rollout, rewards, ref, values, x = host_to_global(given, named(mesh, "batch"))
 
         @jax.jit
         def on_mesh(x):
-            e = make_experience(algorithm, rollout, Rewards(rewards), old, ref)
+            e = make_experience(algorithm, rollout, Rewards(rewards), old, ref, values)
             return jax.value_and_grad(lambda x: algorithm.loss(x if e.places is None else x[e.places], e)[0])(x)
 
         same(jax.device_get(on_mesh(x)), (loss, slope))

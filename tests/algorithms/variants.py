@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grpo_jax.algorithms import cispo, dapo, dpo, dr_grpo, grpo, gspo, online_rft, reinforce_plus_plus, rft, rloo
+from grpo_jax.algorithms import cispo, dapo, dpo, dr_grpo, grpo, gspo, online_rft, ppo, reinforce_plus_plus, rft, rloo
 
 P, G, TC = 4, 4, 6
 
@@ -22,6 +22,7 @@ class Batch(NamedTuple):
     ref: np.ndarray
     mask: np.ndarray
     rewards: np.ndarray  # [P, G]
+    values: np.ndarray
 
 
 def golden_batch() -> Batch:
@@ -34,7 +35,8 @@ def golden_batch() -> Batch:
     old = logprobs + rng.normal(0, 0.25, mask.shape)
     ref = logprobs + rng.normal(0, 0.4, mask.shape)
     rewards = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [0.2, 0.9, 0.4, 1.0], [1, 0, 1, 1]], float)
-    return Batch(*(np.where(mask, x, 0.0) for x in (logprobs, old, ref)), mask, rewards)
+    values = np.where(mask, rng.normal(0.4, 0.3, mask.shape), 0.0)
+    return Batch(*(np.where(mask, x, 0.0) for x in (logprobs, old, ref)), mask, rewards, values)
 
 
 # --- advantages of a group, and of the batch: [P, G] -> [P, G] ---
@@ -89,7 +91,7 @@ def surrogate(low, high, beta=0.0, kl="k3"):
         for b, t in np.argwhere(mask):
             rho, d = np.exp(x[b, t] - old[b, t]), ref[b, t] - x[b, t]
             penalty = {"k1": -d, "k2": d * d / 2, "k3": np.exp(d) - d - 1}[kl]
-            out[b, t] = min(rho * A[b, 0], min(max(rho, 1 - low), 1 + high) * A[b, 0]) - beta * penalty
+            out[b, t] = min(rho * A[b, t], min(max(rho, 1 - low), 1 + high) * A[b, t]) - beta * penalty
         return out
 
     return objective
@@ -169,12 +171,15 @@ VARIANTS = {
     ),
     "online_rft": Variant(online_rft, {}, indicator, by_sequence, log_likelihood, advantage),
     "rft": Variant(rft, {}, indicator, by_sequence, log_likelihood, advantage),
+    "ppo": Variant(ppo, {"beta": 0.1, "lam": 0.9}, None, by_sequence, surrogate(0.2, 0.2), advantage),
     "dpo": Variant(dpo, {"beta": 0.5}, None, None, None, None),
 }
 
 
 def plain_advantages(v: Variant, batch: Batch, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Advantages [B, 1] and the mask of what is trained on."""
+    """Advantages [B, 1] or [B, Tc] and the mask of what is trained on."""
+    if v.module is ppo:
+        return plain_gae(batch, old, beta=v.settings["beta"], lam=v.settings["lam"]), batch.mask
     penalty = v.reward_beta * (old - batch.ref).sum(1).reshape(P, G)
     mask = batch.mask.copy()
     if v.mixed_only:
@@ -188,10 +193,24 @@ def plain_loss(name: str, batch: Batch, x: np.ndarray, *, at: np.ndarray, old: n
         return plain_dpo(batch, x)
     v = VARIANTS[name]
     A, mask = plain_advantages(v, batch, old)
-    live = mask.any(1)
+    live, A = mask.any(1), np.broadcast_to(A, x.shape)
     weights = np.zeros(mask.shape)
     weights[live] = v.weights(mask[live])
     return -(weights * v.objective(x, at, old, batch.ref, A, mask)).sum()
+
+
+def plain_gae(batch: Batch, old: np.ndarray, *, beta: float, lam: float) -> np.ndarray:
+    """The reward at the last token, k1 of the old policy at each, and GAE by its sum (arXiv:1506.02438, eq. 16)."""
+    out = np.zeros(batch.mask.shape)
+    for b, row in enumerate(batch.mask):
+        n = row.sum()
+        r = -beta * (old[b, :n] - batch.ref[b, :n])
+        r[-1] += batch.rewards.reshape(-1)[b]
+        V = np.append(batch.values[b, :n], 0.0)
+        delta = [r[t] + V[t + 1] - V[t] for t in range(n)]
+        for t in range(n):
+            out[b, t] = sum(lam ** (u - t) * delta[u] for u in range(t, n))
+    return out
 
 
 def plain_pairs(batch: Batch) -> list[tuple[int, int]]:

@@ -4,7 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from small_runs import checkpoint, launched, metrics, rollouts, run, write_settings
+from small_runs import (
+    assert_equal_leaves,
+    checkpoint,
+    launched,
+    metrics,
+    rollouts,
+    run,
+    run_interrupted,
+    write_settings,
+)
 
 REWARDS = [{"kind": "exact"}, {"kind": "length", "buffer": 2, "weight": 0.3}]
 RL = {"rewards": REWARDS, "iterations": 2, "max_steps": 2}
@@ -51,10 +60,11 @@ def test_rft_samples_from_the_policy_it_began_with(taught, workers, tmp_path):
     assert all(line["logprob_gap/max"] < 1e-3 for line in metrics(moving, "rl"))
 
 
+PPO = {"kind": "ppo", "beta": 0.05, "value_optimizer": {"learning_rate": 0.01}}
 SLOW = [pytest.param({"kind": kind}, marks=pytest.mark.slow) for kind in ("dapo", "rloo", "rft")]
 
 
-@pytest.mark.parametrize("algorithm", [{"kind": "dpo", "beta": 0.5}, *SLOW])
+@pytest.mark.parametrize("algorithm", [{"kind": "dpo", "beta": 0.5}, PPO, *SLOW])
 def test_fused_steps_give_the_numbers_of_the_loop(taught, workers, tmp_path, algorithm):
     loop = rl_run(taught, tmp_path, workers, "loop", algorithm=algorithm)
     fused = rl_run(taught, tmp_path, workers, "fused", "--rl.fused_steps", "2", algorithm=algorithm)
@@ -66,6 +76,25 @@ def test_fused_steps_give_the_numbers_of_the_loop(taught, workers, tmp_path, alg
     for name in theirs:
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-3, err_msg=name)
     assert any(0 < line["frac_reward_zero_std"] < 1 for line in metrics(loop, "rl"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", [{"kind": "dpo", "beta": 0.5}, PPO, {"kind": "gspo"}, {"kind": "rloo"}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--rl.microbatches", "4", "--rl.length_buckets", "2"),
+        ("--rl.sample_parts", "2", "--mesh.fsdp", "2"),
+        ("--rl.decode_rows", "4", "--rl.microbatches", "8"),
+    ],
+)
+def test_the_same_numbers_however_it_is_computed(taught, workers, tmp_path, algorithm, flags):
+    plain = rl_run(taught, tmp_path, workers, "plain", algorithm=algorithm, iterations=1)
+    other = rl_run(taught, tmp_path, workers, "other", *flags, algorithm=algorithm, iterations=1)
+    assert texts(plain) == texts(other)
+    for line, expected in zip(metrics(other, "rl"), metrics(plain, "rl"), strict=True):
+        for key in expected.keys() - {"padding"}:
+            np.testing.assert_allclose(line[key], expected[key], rtol=2e-3, atol=1e-4, err_msg=key)
 
 
 def test_dpo_learns_from_its_pairs(taught, workers, tmp_path):
@@ -94,18 +123,105 @@ REFUSED = {
         {"algorithm": {"kind": "rft"}, "steps_off_policy": 1, "importance_cap": 2.0},
         ("rl.steps_off_policy", "rft samples from the reference"),
     ),
+    "a value model beside adapters": (
+        {"algorithm": {"kind": "ppo"}},
+        ("rl.algorithm.kind ppo learns a value model", "model.lora"),
+    ),
     "broken pairs": ({"algorithm": {"kind": "dpo"}, "num_generations": 3}, ("rl.num_generations: 3", "by 2")),
     "a mode without a cap": ({"importance_mode": "token_mask"}, ("rl.importance_mode is token_mask", "importance_cap")),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(case, tmp_path, capsys):
+def test_refused(case, taught, tmp_path, capsys):
     rl, words = REFUSED[case]
-    file = write_settings(tmp_path / "run.yaml", rl=rl)
+    adapters = {"sft": None, "model": {"architecture": None, "model_name_or_path": str(taught), "lora": {"rank": 2}}}
+    file = write_settings(tmp_path / "run.yaml", rl=rl, **(adapters if "model.lora" in words else {}))
     code, error = launched([str(file), "--output_dir", str(tmp_path / "run")], capsys)
     assert code == 2 and all(word in error for word in words), error
     assert not (tmp_path / "run" / "rl").exists()
+
+
+# --- pairs of a file ---
+
+
+def pairs_file(folder, count=40):
+    rows = [
+        {"prompt": f"{a}+{b}=", "chosen": str(a + b), "rejected": str(a + b + 1)}
+        for a in range(1, 10)
+        for b in range(1, 10)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+    return {"kind": "jsonl", "path": str(folder / "pairs.jsonl"), "fields": {"solution": "chosen"}}
+
+
+FROM_DATA = {
+    "algorithm": {"kind": "dpo", "beta": 0.5, "pairs_from": "data"},
+    "rewards": [{"kind": "preferred"}],
+    "num_generations": 2,
+    "iterations": 1,
+    "max_steps": 8,
+    "save_steps": 4,
+}
+
+
+def test_dpo_from_preference_data(taught, workers, tmp_path):
+    """It comes to prefer what the file prefers, and goes on where it was killed."""
+    changes = FROM_DATA | {"source": pairs_file(tmp_path)}
+    directory = rl_run(taught, tmp_path, workers, "dpo", **changes)
+    lines = metrics(directory, "rl")
+    assert abs(lines[0]["loss"] - np.log(2)) < 1e-5 and lines[0]["pairs/margin"] == 0
+    assert lines[-1]["loss"] < 0.6 and lines[-1]["pairs/accuracy"] > 0.7
+    assert "logprob_gap/mean" not in lines[0]
+    shown = texts(directory)[1]
+    assert all(int(worse) == int(better) + 1 for better, worse in zip(shown[::2], shown[1::2], strict=True))
+    model = {"architecture": None, "model_name_or_path": str(taught)}
+    file = write_settings(tmp_path / "broken.yaml", sft=None, model=model, rl=RL | changes)
+    run_interrupted(file, tmp_path / "broken", workers, "rl", 3)
+    run(file, tmp_path / "broken", workers, "--rl.sample_parts", "2")
+    assert texts(tmp_path / "broken") == texts(directory)
+    ours, theirs = checkpoint(tmp_path / "broken", "rl"), checkpoint(directory, "rl")
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4, err_msg=name)
+
+
+def test_pairs_that_cannot_be_read_are_refused(taught, tmp_path, capsys):
+    model = {"architecture": None, "model_name_or_path": str(taught)}
+    source = pairs_file(tmp_path, 20)
+    cases = [
+        ({"num_generations": 4}, ("rl.num_generations 4, not 2", "takes its completions from the data")),
+        ({"fused_steps": 2}, ("rl.fused_steps 2", "samples none")),
+        (
+            {"source": source | {"fields": {"solution": "worse", "answer": "chosen"}}},
+            ("pairs.jsonl:1", "rl.source.fields.solution"),
+        ),
+        ({"sampling": {"max_completion_length": 2}}, ("a completion of 3 tokens", "max_completion_length is 2")),
+    ]
+    for number, (changes, words) in enumerate(cases):
+        file = write_settings(
+            tmp_path / f"{number}.yaml", sft=None, model=model, rl=FROM_DATA | {"source": source} | changes
+        )
+        code, error = launched([str(file), "--output_dir", str(tmp_path / f"{number}")], capsys)
+        assert code == 2 and all(word in error for word in words), error
+
+
+# --- PPO ---
+
+
+def test_a_value_model_goes_on_where_it_was(taught, workers, tmp_path):
+    """Killed after the second step, in the middle of which everything is: policy, values, both optimizers."""
+    settings = {"algorithm": PPO, "save_steps": 1, "iterations": 1, "max_steps": 3, "num_iterations": 2}
+    unbroken = rl_run(taught, tmp_path, workers, "unbroken", **settings)
+    model = {"architecture": None, "model_name_or_path": str(taught)}
+    file = write_settings(tmp_path / "broken.yaml", sft=None, model=model, rl=RL | settings)
+    run_interrupted(file, tmp_path / "broken", workers, "rl", 2)
+    run(file, tmp_path / "broken", workers)
+    leaves = assert_equal_leaves(tmp_path / "broken", unbroken, "rl")
+    assert any("critic" in leaf and "score" in leaf for leaf in leaves)
+    assert metrics(tmp_path / "broken", "rl") == metrics(unbroken, "rl")
+    lines = metrics(unbroken, "rl")
+    assert all(line["value/loss"] > 0 and line["value/grad_norm"] > 0 for line in lines)
+    assert lines[0]["value/mean"] != 0, "of the second update, after the head of zeros has moved"
 
 
 # --- process supervision ---
