@@ -28,7 +28,7 @@ from grpo_jax.config.parts import (
     Share,
     config,
 )
-from grpo_jax.config.reward_model import RewardModelConfig
+from grpo_jax.config.reward_model import LabelConfig, RewardModelConfig
 
 __all__ = [
     "ArchitectureConfig",
@@ -38,6 +38,7 @@ __all__ = [
     "Decay",
     "EvaluationConfig",
     "Kind",
+    "LabelConfig",
     "LoraConfig",
     "MeshConfig",
     "ModelConfig",
@@ -341,6 +342,8 @@ class Config:
     """From a problem to a prompt."""
     sft: SFTConfig | None = None
     """Supervised fine-tuning."""
+    label: LabelConfig | None = None
+    """The policy's solutions, their steps labelled by the policy, for `reward_model`."""
     reward_model: RewardModelConfig | None = None
     """A model that scores steps or solutions, for the reward `learned`."""
     rl: RLConfig | None = None

@@ -4,7 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from grpo_jax.config.parts import Count, Kind, OptimizerConfig, Positive, Share, config
+from grpo_jax.config.parts import Count, Kind, OptimizerConfig, Positive, SamplingConfig, Share, config
+
+
+@config
+class LabelConfig:
+    """Labels for reward models without people: what becomes of each step of a solution (arXiv:2312.08935)."""
+
+    source: Annotated[Any, Kind("data.sources")]
+    """Problems with answers."""
+    reward: Annotated[Any, Kind("rewards")]
+    """What decides whether an answer is right: a reward above 0.5."""
+    num_solutions: Positive = 15
+    """Solutions of one problem (Math-Shepherd: 15 of each of its models); equal ones are labelled once."""
+    num_completions: Positive = 8
+    """Completions N of each beginning of a solution (Math-Shepherd: 8)."""
+    batch_prompts: Positive = 64
+    """Problems, or beginnings, decoded at once."""
+    decode_rows: Count = 0
+    """Rows decoded at once, refilled from the completions that wait as theirs end; 0: all of a batch. Same tokens."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How solutions and completions are drawn; the length is of both together."""
 
 
 @config

@@ -101,8 +101,13 @@ def _sft(sft: SFTConfig) -> Iterator[str]:
 
 
 def _reward_model(config: Config, c: RewardModelConfig) -> Iterator[str]:
-    if c.labels is None:
-        yield "reward_model.labels is absent; say which labelled solutions, such as {kind: math_shepherd, path: ...}"
+    if c.labels is None and config.label is None:
+        yield (
+            "reward_model.labels is absent, and there is no section label that would make some; say which labelled "
+            "solutions, such as {kind: math_shepherd, path: ...}"
+        )
+    if c.labels is None and c.supervision == "preference":
+        yield "reward_model.supervision is preference, and the label stage makes no pairs; give reward_model.labels"
     if c.batch_size % c.microbatches:
         yield (
             f"reward_model: batch_size {c.batch_size} cannot be cut into {c.microbatches} equal microbatches; "

@@ -20,7 +20,7 @@ from grpo_jax.reporting.progress import table
 from grpo_jax.reporting.report import write_report
 from grpo_jax.rewards.workers import Workers
 from grpo_jax.sharding import agree, make_mesh
-from grpo_jax.stages import evaluation, reward_model, rl, sft
+from grpo_jax.stages import evaluation, label, reward_model, rl, sft
 from grpo_jax.stages.budget import choose, device_memory, left_open, remembered
 from grpo_jax.stages.footprints import open_plant
 from grpo_jax.stages.policy import (
@@ -43,7 +43,8 @@ from grpo_jax.training.manifest import CheckpointError
 from grpo_jax.training.storage import LOCK, claim
 
 TRAINING = {"sft": sft, "rl": rl}  # the stages that train the policy
-STAGES = {"sft": sft, "reward_model": reward_model, "rl": rl}  # and those that leave it as it is, in order
+# All in their order; those that are not in TRAINING leave the policy as it is.
+STAGES = {"sft": sft, "label": label, "reward_model": reward_model, "rl": rl}
 EXPORTS = "exports.json"
 
 
@@ -141,6 +142,12 @@ def check_order(run: Run, wanted: Collection[str]) -> None:
     if c.sft and "sft" not in wanted and run.finished_step("sft") is None:
         raise ConfigError(
             f"{only}: sft comes first and is not finished; add it to --only, or take the section out of the config"
+        )
+    labelled = "label" in wanted or run.finished_step("label") is not None
+    if c.reward_model and c.reward_model.labels is None and "reward_model" in wanted and not labelled:
+        raise ConfigError(
+            f"{only}: reward_model learns from what label writes, which is not finished; add label to --only, or give "
+            "reward_model.labels"
         )
     own = [reward for reward in (c.rl.rewards if c.rl else ()) if reward.kind == "learned" and reward.path is None]
     trained = "reward_model" in wanted or run.finished_step("reward_model") is not None

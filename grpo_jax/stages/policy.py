@@ -56,7 +56,7 @@ def alphabet(config: Config) -> str:
 
     Raises `ConfigError` for a source whose characters are not known beforehand.
     """
-    sections = [section for section in (config.sft, config.rl, config.evaluation) if section]
+    sections = [section for section in (config.sft, config.label, config.rl, config.evaluation) if section]
     characters = prompt_characters(config.prompt)
     sources = [("data.sources", section.source) for section in sections if section.source]
     if model := config.reward_model:

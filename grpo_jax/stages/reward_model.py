@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from grpo_jax.config import RewardModelConfig
-from grpo_jax.configure import find
+from grpo_jax.configure import find, kind_class
 from grpo_jax.data.encoding import encode
 from grpo_jax.data.labelled import (
     LabelError,
@@ -99,7 +99,7 @@ def read_examples(run: Run, prepared: Prepared, note: Callable[[str], None]) -> 
         found = scored_examples(solutions, c.supervision, prepared.writing, target=c.target)
         return fitting(found, c.max_length, note)
 
-    learnt, held_out = examples(read_labels(run, c.labels)), []
+    learnt, held_out = examples(read_labels(run, c.labels or own_labels(run))), []
     if c.eval_labels is not None:
         held_out = examples(read_labels(run, c.eval_labels))
     elif c.held_out:
@@ -127,6 +127,11 @@ def read_examples(run: Run, prepared: Prepared, note: Callable[[str], None]) -> 
 def read_labels(run: Run, labels: Any) -> Sequence[Labelled | Preference]:
     """The labelled solutions that a config names."""
     return find("data.labels", labels.kind).build(labels, run.config.seed)
+
+
+def own_labels(run: Run) -> Any:
+    """What the `label` stage of this run has written, as a source of labels."""
+    return kind_class("data.labels", "steps")(path=str(run.stage("label") / "labels.jsonl"))
 
 
 def train(run: Run, policy: Callable[[], Any], prepared: Prepared) -> Any:
