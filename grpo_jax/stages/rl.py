@@ -38,6 +38,7 @@ from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.rollouts import drop_rollouts_after
 from grpo_jax.reporting.timeline import DEVICE, LOOP
 from grpo_jax.rewards.reward import Reward, check_rewards, load_rewards
+from grpo_jax.sampler.sample import Sampling
 from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards
 from grpo_jax.stages.exploration import (
@@ -168,9 +169,7 @@ def train(
     sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows, weights=c.rollout_weights)
     params = abstract(run.model.config, run.mesh)
     programs = in_rounds(run, rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params), sampling)
-    compared = sampling.distribution.full_support and prepared.algorithm.sampler != "data"
-    bound = c.max_logprob_gap if compared else None
-    health = Health(c.max_skipped_steps, bound, corrected=c.rollout_weights != "same")
+    health = health_of(c, sampling, prepared.algorithm)
     rates = learning_rates(c.optimizer, updates_in_all)
 
     with run.checkpoints("rl", c.save_total_limit) as checkpoints:
@@ -211,6 +210,12 @@ def train(
                 progress.advance(metrics if logged else None)
     run.finish("rl", total)
     return state.params
+
+
+def health_of(c: RLConfig, sampling: Sampling, algorithm: Algorithm) -> Health:
+    """What stops the run; sampler and trainer are compared where they have one distribution."""
+    compared = sampling.distribution.full_support and algorithm.sampler != "data"
+    return Health(c.max_skipped_steps, c.max_logprob_gap if compared else None, corrected=c.rollout_weights != "same")
 
 
 def begin(
