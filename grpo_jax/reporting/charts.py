@@ -177,6 +177,12 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
             "Calls as the problems need; failures fall. Rising failures: look at the programs among the rollouts.",
         ),
         Chart(
+            "Output of programs",
+            ("tools/output_tokens",),
+            "Tokens by completion that a tool wrote: context, in no loss and in no length.",
+            "Steady; it follows the calls.",
+        ),
+        Chart(
             "Tokens",
             ("num_tokens",),
             "Tokens of a step, prompts included.",

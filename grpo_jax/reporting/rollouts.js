@@ -196,6 +196,7 @@ class Rollouts {
   card(completion, i) {
     const { advantage } = completion;
     const side = advantage > 0 ? 'plus' : advantage < 0 ? 'minus' : 'zero';
+    const heard = completion.gap ? 0 : (completion.logprobs || []).filter((p) => p === null).length;
     const parts = Object.entries(completion.rewards).map(([name, value]) => make('span', null, `${name} `, make('b', null, value === null ? 'cannot judge' : brief(value))));
     if (completion.extracted !== undefined) parts.push(make('span', null, 'read as ', make('b', null, completion.extracted)));
     return make('article', { class: 'completion', 'aria-label': `Completion ${completion.number + 1}` },
@@ -203,7 +204,7 @@ class Rollouts {
         make('span', null, 'reward ', make('b', null, completion.reward === null ? 'none' : brief(completion.reward))),
         advantage === null ? null : make('span', null, 'advantage ', make('span', { class: `sign ${side}` }, signed(advantage))),
         completion.finished === false ? make('span', { class: 'flag' }, 'truncated') : null,
-        make('span', { class: 'count' }, completion.tokens ? `${completion.length} token${completion.length === 1 ? '' : 's'}` : ''),
+        make('span', { class: 'count' }, completion.tokens ? `${completion.length} token${completion.length === 1 ? '' : 's'}${heard ? `, ${heard} of a tool` : ''}` : ''),
         make('span', { class: 'parts' }, ...parts)),
       make('div', { class: 'tokens', tabindex: 0, role: 'group', 'data-i': i, 'aria-label': 'Tokens; arrow keys read their values' }, ...this.text(completion)));
   }

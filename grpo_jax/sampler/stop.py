@@ -15,7 +15,7 @@ def cut_at_stop(
     """End each completion with the first token after which its text contains one of the strings.
 
     rollout with host arrays -> the same with later tokens masked, padded and their log-probabilities 0; a cut row is
-    finished. The token that completes the string was chosen by the policy and stays.
+    finished. The token that completes the string stays.
     """
     if not stop:
         return rollout
@@ -30,7 +30,7 @@ def cut_at_stop(
         )
     )
     for b, row in enumerate(tokens):
-        length = int(mask[b].sum())
+        length = int((segments[b] > 0).sum())  # with what a tool wrote, which the text contains too
         kept = stop_length(row[:length].tolist(), decode, stop)
         if kept is not None:
             tokens[b, kept:], mask[b, kept:], logprobs[b, kept:], segments[b, kept:] = pad_id, False, 0.0, 0

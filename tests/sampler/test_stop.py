@@ -40,3 +40,16 @@ def test_cut_rows_are_finished_and_clean():
     np.testing.assert_array_equal(cut.completions.segments, cut.completion_mask)
     assert rollout.finished.tolist() == [False, True, False], "the rollout given is not written to"
     assert cut_at_stop(rollout, decode, [], pad_id=0) is rollout
+
+
+def test_a_stop_behind_what_a_tool_wrote():
+    """Rows are as long as what stands in them, not as what the policy chose of it."""
+    tokens = np.array([[1, 2, 2, 3, 4, 1]], np.int32)
+    mask = np.array([[1, 0, 0, 1, 1, 1]], bool)
+    positions = np.arange(6, dtype=np.int32)[None]
+    segments, logprobs = np.ones((1, 6), np.int32), np.where(mask, -1.0, 0.0).astype(np.float32)
+    rollout = Rollout(None, Sequences(tokens, positions, segments), mask, logprobs, np.array([False]))
+    cut = cut_at_stop(rollout, decode, ["STOP"], pad_id=0)
+    assert cut.completions.tokens[0].tolist() == [1, 2, 2, 3, 4, 0]
+    assert cut.completion_mask[0].tolist() == [True, False, False, True, True, False]
+    assert cut.completions.segments[0].tolist() == [1, 1, 1, 1, 1, 0] and cut.finished[0]
