@@ -7,6 +7,7 @@ likes; only the first letter, which says that it is locked in, is written before
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import errno
 import math
@@ -116,6 +117,7 @@ def run(blocks: list[str]) -> None:
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv[:] = [""]
+    builtins.exit = builtins.quit = sys.exit  # as `site` has them, which is not loaded here
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     if len(blocks) > 1:
@@ -161,9 +163,12 @@ def execute(block: str, namespace: dict[str, Any]) -> Any:
 
 
 def last_line(error: BaseException) -> str:
-    """The line that ends the error's traceback."""
-    lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    """The line that ends the error's traceback; its type alone where there is no memory for the message."""
+    try:
+        lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
+        return lines[-1] if lines else type(error).__name__
+    except BaseException:
+        return "MemoryError" if isinstance(error, MemoryError) else "an error that cannot be shown"
 
 
 def say(text: str, descriptor: int = _SAID) -> None:
