@@ -106,18 +106,20 @@ def process_normalized(steps: Array, step_mask: Array) -> Array:
 
 
 def gae(rewards: Array, values: Array, mask: Array, *, gamma: float, lam: float) -> tuple[Array, Array]:
-    """Generalised advantage estimates and returns of completions whose mask is a prefix of the row.
+    """Generalised advantage estimates and returns over the chosen tokens of completions.
 
     `delta_t = r_t + gamma V_{t+1} - V_t`, `A_t = delta_t + gamma lam A_{t+1}`, V after the last token is 0,
-    `returns = A + V`. rewards, values, mask [B, T] -> two [B, T] f32, 0 off the mask. arXiv:1506.02438, eq. 16.
+    `returns = A + V`; t + 1 is the next chosen token: what a tool says between is no step of the policy's. rewards,
+    values, mask [B, T] -> two [B, T] f32, 0 off the mask. arXiv:1506.02438, eq. 16.
     """
     rewards, values = (jnp.where(mask, x, 0.0).astype(jnp.float32) for x in (rewards, values))
 
     def backward(carry, inputs):
         advantage, value_after = carry  # [B], [B]
         reward, value, chosen = inputs
-        advantage = jnp.where(chosen, reward + gamma * value_after - value + gamma * lam * advantage, 0.0)
-        return (advantage, value), advantage
+        now = reward + gamma * value_after - value + gamma * lam * advantage
+        carry = jnp.where(chosen, now, advantage), jnp.where(chosen, value, value_after)
+        return carry, jnp.where(chosen, now, 0.0)
 
     start = (jnp.zeros_like(rewards[:, 0]), jnp.zeros_like(rewards[:, 0]))
     _, advantages = jax.lax.scan(backward, start, (rewards.T, values.T, mask.T), reverse=True)

@@ -24,7 +24,7 @@ from grpo_jax.data.annotation import Prefix, Solution, distinct, estimates, pref
 from grpo_jax.data.labelled import tokenizer_mark
 from grpo_jax.data.prompts import left_padded, prompt_ids
 from grpo_jax.data.steps import newline_tokens, step_ends
-from grpo_jax.evaluation.evaluate import RIGHT, batches
+from grpo_jax.evaluation.evaluate import batches
 from grpo_jax.reporting.files import is_primary, to_json, write_atomically
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.rewards.reward import Reward, RewardError, check_rewards, load_reward
@@ -39,6 +39,7 @@ from grpo_jax.types import Problem, Rollout
 
 # Folded into the run's seed: the noise of solutions, and of completions, is that of no other stage.
 SOLUTIONS, COMPLETIONS = 2_000_003, 2_000_029
+RIGHT = 0.5  # a reward above this is a right answer, as in evaluation
 WIDTHS = 4  # lengths to which prefixes are padded, each of which is compiled once
 
 

@@ -137,3 +137,17 @@ def test_leave_one_out_is_centred_times_g_over_g_minus_1():
     np.testing.assert_allclose(leave_one_out(rewards), group_centered(rewards) * 5 / 4, rtol=1e-5)
     others = (rewards.sum(-1, keepdims=True) - rewards) / 4
     np.testing.assert_allclose(leave_one_out(rewards), rewards - others, atol=1e-5)
+
+
+def test_gae_over_what_a_tool_said():
+    """Tokens that the policy did not choose are no steps: as if they were not there."""
+    rng = np.random.default_rng(3)
+    rewards, values = (rng.normal(size=(2, 8)).astype(np.float32) for _ in range(2))
+    mask = np.array([[1, 1, 0, 0, 1, 1, 0, 1], [1, 0, 1, 1, 1, 0, 0, 0]], bool)
+    for row, chosen in enumerate(mask):
+        got = gae(rewards[row : row + 1], values[row : row + 1], mask[row : row + 1], gamma=0.9, lam=0.8)
+        short = [x[row : row + 1, chosen] for x in (rewards, values)]
+        wanted = gae(*short, np.ones((1, chosen.sum()), bool), gamma=0.9, lam=0.8)
+        for whole, part in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(np.asarray(whole)[0, chosen], np.asarray(part)[0], rtol=1e-5)
+            assert not np.asarray(whole)[0, ~chosen].any()

@@ -89,3 +89,27 @@ def test_two_processes_do_what_one_does(tmp_path):
             json.loads((tmp_path / run / "out" / "evaluation" / f"{name}.json").read_text()) for run in ("one", "two")
         )
         assert one["metrics"] == two["metrics"]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_tool(tmp_path):
+    """The first process asks it for both; all of them read the same output at the same token."""
+    taught = "--sft.source.tool_rate 1 --sft.max_steps 200 --sft.max_length 64 --sft.optimizer.learning_rate 1e-2"
+    rounds = "--rl.tools.kind python --rl.tools.workers 2 --rl.sampling.max_completion_length 56 --only sft,rl"
+    flags = f"{taught} {rounds}".split()
+    alone = start(tmp_path / "one", 4, *flags)
+    output = alone.communicate(timeout=500)[0]
+    if "no sandbox for programs here" in output:
+        pytest.skip(output)
+    assert alone.returncode == 0, output
+    cluster = ("--coordinator", f"localhost:{free_port()}", "--num_processes", 2, "--process_id")
+    both = [start(tmp_path / "two", 2, *flags, *cluster, i) for i in range(2)]
+    outputs = [process.communicate(timeout=500)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    one, two = (
+        [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in metrics(tmp_path / run, "rl")]
+        for run in ("one", "two")
+    )
+    assert sum(line["tools/calls"] for line in one) > 1, "the policy calls the tool, or the test is empty"
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-5)
