@@ -24,13 +24,14 @@ from grpo_jax.data.annotation import Prefix, Solution, distinct, estimates, pref
 from grpo_jax.data.labelled import tokenizer_mark
 from grpo_jax.data.prompts import left_padded, prompt_ids
 from grpo_jax.data.steps import newline_tokens, step_ends
-from grpo_jax.evaluation.evaluate import RIGHT, batches
+from grpo_jax.evaluation.evaluate import batches
 from grpo_jax.reporting.files import is_primary, to_json, write_atomically
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.rewards.reward import Reward, RewardError, check_rewards, load_reward
 from grpo_jax.rewards.score import score
 from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards, global_to_host, run_key
+from grpo_jax.stages.evaluation import RIGHT
 from grpo_jax.stages.ledger import Ledger
 from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
