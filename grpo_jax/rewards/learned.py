@@ -2,6 +2,7 @@
 
     value at token t    sigmoid(score_t), the probability that the text up to t is good, or the score itself
     reward              the value at the last token, or of the steps' values the least, their mean or their product
+    with process        the value at the end of each step (arXiv:2402.03300, section 4.1.3)
 
 Math-Shepherd takes the least (arXiv:2312.08935, section 3.4). Which of these the paper's rewards are is not said there.
 This module sees no model: the stage opens the one that `path` names and gives its scores.
@@ -32,6 +33,8 @@ class Config:
     """What is taken for a score."""
     whole: Literal["last", "min", "mean", "product"] = "last"
     """The reward of a completion: the value at its last token, or what becomes of its steps' values."""
+    supervision: Literal["outcome", "process"] = "outcome"
+    """One reward for the completion, or for each step its own at its end (grpo, ppo; `whole` is then only shown)."""
     unfinished: float | None = 0.0
     """Reward of a completion that the length limit cut, which has no answer; null: as the model scores it."""
     microbatches: Positive = 1
@@ -46,7 +49,8 @@ def build(c: Config) -> Reward:
         raise RewardError("rewards: learned: a product of logits means nothing; set value to probability")
     value = partial(_value, logit=c.value == "logit")
     learned = Learned(c.path, c.microbatches, value, _WHOLE[c.whole], c.unfinished)
-    return Reward("learned", c.weight, learned=learned)
+    steps = c.supervision == "process"
+    return Reward("learned", c.weight, learned=learned._replace(steps=steps), steps=steps)
 
 
 def _value(scores: Array, *, logit: bool) -> Array:

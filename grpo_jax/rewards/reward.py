@@ -71,6 +71,7 @@ class Learned(NamedTuple):
     value: Callable[[Array], Array]  # scores -> values
     whole: Callable[[Array, Array, Array], Array]  # values, mask, step ends [B, Tc] -> [B]
     unfinished: float | None  # reward of what the length limit cut; None: as of all others
+    steps: bool = False  # whether each step has its own reward
 
 
 class Reward(NamedTuple):

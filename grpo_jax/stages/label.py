@@ -31,6 +31,7 @@ from grpo_jax.rewards.reward import Reward, RewardError, check_rewards, load_rew
 from grpo_jax.rewards.score import score
 from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards, global_to_host, run_key
+from grpo_jax.stages.evaluation import RIGHT
 from grpo_jax.stages.ledger import Ledger
 from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run

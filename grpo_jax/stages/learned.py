@@ -18,7 +18,7 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.fingerprint import model_fingerprint
 from grpo_jax.models.hf import read_config
 from grpo_jax.models.scores import Candidates, completion_scores
-from grpo_jax.rewards.reward import Learned, Reward, RewardError
+from grpo_jax.rewards.reward import Learned, Reward, RewardError, StepRewards
 from grpo_jax.sharding import constrain
 from grpo_jax.stages.convert_folder import check_model, load_model
 from grpo_jax.stages.policy import decoder_options
@@ -81,14 +81,21 @@ def check_learned(run: Run, rewards: Sequence[Reward]) -> str:
                     "rewards: learned: path is null, and this run has no section reward_model; write one, or give the "
                     "output_dir of a run that has trained a reward model"
                 )
+            trained = run.config.reward_model.supervision
             if (tag := run.config.reward_model.step_tag) is not None:
                 raise RewardError(
                     f"rewards: learned: reward_model.step_tag is {tag!r}, which a policy does not write; set it to null"
                 )
         else:
             found = find_reward_model(reward.learned.path, run.tokenizer)
+            trained = found.supervision
             check_model(found.folder / MODEL, _decoder(run, found), run.mesh)
             marks.append(model_fingerprint(found.folder / MODEL)["weights"])
+        if reward.learned.steps and trained != "process":
+            raise RewardError(
+                f"rewards: learned: supervision is process, and the reward model learns from {trained} labels: its "
+                "scores of single steps mean nothing; train one with reward_model.supervision process, or set outcome"
+            )
     return "+".join(marks)
 
 
@@ -126,11 +133,11 @@ def learned_rewards(
     learned: Learned,
     newline: Any,
     ends: tuple[int, ...],
-) -> Array:
-    """The rewards of a rollout: [P, G] f32.
+) -> Array | StepRewards:
+    """The rewards of a rollout, [P, G] f32, with those of its steps where each has its own.
 
     The policy's own tokens are scored, the prompt once a group. Index t of the scores describes the text up to and
-    including token t.
+    including token t. Of a completion that was cut, the last step has the reward of what is unfinished.
     """
     P, B = rollout.prompts.index.shape[0], rollout.completion_mask.shape[0]
 
@@ -143,10 +150,17 @@ def learned_rewards(
         scores = join_rows(jax.lax.map(part, split_rows(rollout, learned.microbatches)), P, B // P)
     mask = rollout.completion_mask
     at_ends = step_ends(rollout.completions.tokens, mask, newline, ends)  # [B, Tc]
-    rewards = learned.whole(learned.value(scores), mask, at_ends)  # [B]
+    values = learned.value(scores)
+    rewards = learned.whole(values, mask, at_ends)  # [B]
     if learned.unfinished is not None:
         rewards = jnp.where(rollout.finished, rewards, jnp.float32(learned.unfinished))
-    return constrain(rewards.reshape(P, B // P), "batch", None)
+        last = mask & (jnp.cumsum(mask, -1) == mask.sum(-1, keepdims=True))
+        values = jnp.where(last & ~rollout.finished[:, None], jnp.float32(learned.unfinished), values)
+    rewards = constrain(rewards.reshape(P, B // P), "batch", None)
+    if not learned.steps:
+        return rewards
+    steps = (x.reshape(P, B // P, -1) for x in (jnp.where(at_ends, values, 0.0), at_ends))
+    return StepRewards(rewards, *(constrain(x, "batch", None, None) for x in steps))
 
 
 def _decoder(run: Run, found: RewardModel) -> Any:

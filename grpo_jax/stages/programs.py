@@ -165,7 +165,7 @@ def rl_programs(
         logprobs=jax.jit(partial(rollout_logprobs, **scoring)),
         values=jax.jit(partial(rollout_values, **critic)),
         experience=jax.jit(partial(make_experience, algorithm)),
-        update=update_program(update, whole, _mesh(params)),
+        update=update_program(update, optimizer, params, state=whole),
         freeze=freeze_program(model) if uses_reference(algorithm) else jax.jit(lambda params: {}),
         gap=jax.jit(partial(sampler_gap, **scoring | {"microbatches": P // K // shards})),
         join=jax.jit(join_parts),
@@ -286,13 +286,19 @@ def sft_program(
         chunk=config.head_chunk,
         microbatches=config.microbatches,
     )
+    return update_program(step, optimizer, params)
+
+
+def update_program(
+    step: Callable[..., Any], optimizer: optax.GradientTransformation, params: Any, *, state: Any | None = None
+) -> Callable[..., Any]:
+    """A step `(state, ...) -> (state, metrics)` compiled so that the state keeps its layout and its memory.
+
+    `state` is its abstract form where it holds more than `params` and their optimizer.
+    """
     mesh = _mesh(params)
-    return update_program(step, abstract_state(params, optimizer, mesh), mesh)
-
-
-def update_program(step: Callable[..., Any], state: Any, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    """A step `(state, ...) -> (state, metrics)` compiled so that the (abstract) state keeps its layout and memory."""
-    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(state), replicated(mesh)))
+    shardings = state_shardings(abstract_state(params, optimizer, mesh) if state is None else state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def _mesh(params: Any) -> jax.sharding.Mesh:

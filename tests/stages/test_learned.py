@@ -74,6 +74,43 @@ def test_its_scores_are_those_of_the_whole_text(rollout):
     np.testing.assert_allclose(logits, np.where(rollout.finished, [v[-1] for v in values], -7.0), atol=2e-5)
 
 
+def test_each_step_has_its_own(rollout):
+    """Values stand at the ends of the steps, and nowhere else; the last step of what was cut has another."""
+    module, model = find("rewards", "learned"), tiny.decoder(head="scalar")
+    reward = module.build(module.Config(supervision="process", whole="mean", unfinished=-7.0))
+    assert reward.steps
+    program = partial(
+        learned_rewards, model=model, candidates=None, learned=reward.learned, newline=NEWLINE, ends=(tiny.EOS,)
+    )
+    for mesh in (tiny.mesh_of(), tiny.mesh_of(2, 2)):
+        with jax.set_mesh(mesh):
+            got = jax.jit(program)(tiny.on_mesh(tiny.host_params(head="scalar"), model, mesh), rollout)
+        steps, ends = (np.asarray(x).reshape(rollout.completion_mask.shape) for x in (got.steps, got.step_mask))
+        assert not steps[~ends].any()
+        for b, wanted in enumerate(step_values(rollout)):
+            values = 1 / (1 + np.exp(-wanted))
+            values[-1] = values[-1] if rollout.finished[b] else -7.0
+            np.testing.assert_allclose(steps[b][ends[b]], values, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_rl_with_process_supervision_by_a_learned_model(workers, tmp_path, algorithm):
+    rewards = [{"kind": "learned", "supervision": "process"}, {"kind": "accuracy", "weight": 0.5}]
+    rl = {"rewards": rewards, "max_steps": 2, "algorithm": {"kind": algorithm}}
+    file = write_settings(tmp_path / "run.yaml", reward_model=MODEL, rl=rl)
+    run(file, tmp_path / "run", workers)
+    assert all(0 < line["rewards/learned/mean"] < 1 for line in metrics(tmp_path / "run", "rl"))
+    assert all(line["grad_norm"] > 0 for line in metrics(tmp_path / "run", "rl"))
+
+
+def test_steps_of_a_model_of_outcomes_are_refused(tmp_path, capsys):
+    rl = {"rewards": [{"kind": "learned", "supervision": "process"}], "algorithm": {"kind": "grpo"}}
+    file = write_settings(tmp_path / "run.yaml", reward_model=MODEL | {"supervision": "outcome"}, rl=rl)
+    code, error = launched([str(file), "--output_dir", str(tmp_path / "run")], capsys)
+    assert code == 2
+    assert_well_said(error, ("supervision is process", "outcome labels", "reward_model.supervision process"))
+
+
 def test_of_two_tokens(rollout):
     form = {"changes": {"tie_word_embeddings": True}, "candidates": (3, 7)}
     got = reward_of(rollout, unfinished=None, **form).reshape(-1)

@@ -167,7 +167,7 @@ FROM_DATA = {
 
 def test_dpo_from_preference_data(taught, workers, tmp_path):
     """It comes to prefer what the file prefers, and goes on where it was killed."""
-    changes = FROM_DATA | {"source": pairs_file(tmp_path)}
+    changes = FROM_DATA | {"source": pairs_file(tmp_path, 8), "max_steps": 16}  # eight times each of eight pairs
     directory = rl_run(taught, tmp_path, workers, "dpo", **changes)
     lines = metrics(directory, "rl")
     assert abs(lines[0]["loss"] - np.log(2)) < 1e-5 and lines[0]["pairs/margin"] == 0
