@@ -40,7 +40,6 @@ from grpo_jax.types import Problem, Rollout
 
 # Folded into the run's seed: the noise of solutions, and of completions, is that of no other stage.
 SOLUTIONS, COMPLETIONS = 2_000_003, 2_000_029
-RIGHT = 0.5  # a reward above this is a right answer, as in evaluation
 WIDTHS = 4  # lengths to which prefixes are padded, each of which is compiled once
 
 
