@@ -19,7 +19,7 @@ from grpo_jax.configure import load
 from grpo_jax.configure.flags import device_memory
 from grpo_jax.models.folder import ModelFolderError
 from grpo_jax.reporting.plan_table import show_plan, wide_console
-from grpo_jax.stages import evaluation, plan_command, rl, sft
+from grpo_jax.stages import plan_command, rl, sft, tooling
 from grpo_jax.stages.arithmetic import arithmetic, problems_here
 from grpo_jax.stages.plan import USABLE, Study, open_plan, open_shape
 from grpo_jax.stages.plan_command import PlanError, Request, as_content
@@ -33,10 +33,15 @@ ITERATED = {"num_iterations": 2, "max_steps": 1, "microbatches": 1}
 EIGHT = 8
 
 
+PLAIN = {"microbatches": 1, "head_chunk": 4}  # the plan of what is said, not of what a device would choose
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
-    return write_settings(folder / "run.yaml", sft={"max_steps": 1}, rl=ITERATED, evaluation=EVALUATION)
+    return write_settings(
+        folder / "run.yaml", sft={"max_steps": 1, **PLAIN}, rl={**ITERATED, **PLAIN}, evaluation=EVALUATION
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +114,7 @@ class Recorder:
         return self.watch(name, original["evaluation"](model, sampling))
 
 
-original = {"rl": rl.rl_programs, "sft": sft.sft_program, "evaluation": evaluation.sampling_program}
+original = {"rl": rl.rl_programs, "sft": sft.sft_program, "evaluation": tooling.sampling_program}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +124,7 @@ def ran(file, tmp_path_factory, workers):
     with (
         mock.patch.object(rl, "rl_programs", recorder.rl_programs),
         mock.patch.object(sft, "sft_program", recorder.sft_program),
-        mock.patch.object(evaluation, "sampling_program", recorder.sampling_program),
+        mock.patch.object(tooling, "sampling_program", recorder.sampling_program),
     ):
         run(file, tmp_path_factory.mktemp("ran") / "run", workers, *MESH)
     return recorder
