@@ -141,8 +141,10 @@ def _centered(rewards: Array, judged: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _over_deviation(rewards: Array, judged: Array, axes: tuple[int, ...]) -> Array:
+    count = jnp.maximum(judged.sum(axes, keepdims=True), 1)
     centered = _centered(rewards, judged, axes)
-    return _divided(centered, _deviation(centered, judged, axes))
+    variance = (centered**2).sum(axes, keepdims=True) / count
+    return jnp.where(variance > 0, centered / jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
 
 
 def _deviation(centered: Array, judged: Array, axes: tuple[int, ...]) -> Array:

@@ -3,6 +3,7 @@
 `python -m pytest tests/algorithms -s -k table` prints the table of methods by test.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -179,35 +180,43 @@ CHECKS = {"golden": check_golden, "finite difference": check_coefficient, "invar
 COMPARED = sorted({case["algorithm"] for case in TRL["cases"]})
 
 
+TRL_COLUMN = "TRL comparison"
+
+
+@functools.cache
+def checked(column, name):
+    """Run a check once, for its own test and for the table."""
+    CHECKS.get(column, check_trl)(name)
+
+
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_method(name, check):
-    CHECKS[check](name)
+    checked(check, name)
 
 
 @pytest.mark.parametrize("name", COMPARED)
 def test_method_against_trl(name):
-    check_trl(name)
+    checked(TRL_COLUMN, name)
 
 
 def test_table_of_methods():
     """All of the above as a table; a method without any of the first three is not finished."""
-    columns = [*CHECKS, "TRL comparison"]
+    columns = [*CHECKS, TRL_COLUMN]
     print(f"\n{'':22}" + "".join(f"{column:>20}" for column in columns))
     failed = []
     for name in VARIANTS:
         cells = []
         for column in columns:
-            check = CHECKS.get(column) or (check_trl if name in COMPARED else None)
-            cells.append("-" if check is None else verdict(check, name))
+            cells.append(verdict(column, name) if column in CHECKS or name in COMPARED else "-")
             failed += [f"{name}: {column}"] if cells[-1] == "FAILED" else []
         print(f"{name:22}" + "".join(f"{cell:>20}" for cell in cells))
     assert not failed
 
 
-def verdict(check, name):
+def verdict(column, name):
     try:
-        check(name)
+        checked(column, name)
     except AssertionError:
         return "FAILED"
     return "passed"

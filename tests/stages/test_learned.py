@@ -93,7 +93,7 @@ def test_each_step_has_its_own(rollout):
             np.testing.assert_allclose(steps[b][ends[b]], values, atol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_rl_with_process_supervision_by_a_learned_model(workers, tmp_path, algorithm):
     rewards = [{"kind": "learned", "supervision": "process"}, {"kind": "accuracy", "weight": 0.5}]
     rl = {"rewards": rewards, "max_steps": 2, "algorithm": {"kind": algorithm}}

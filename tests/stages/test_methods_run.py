@@ -97,6 +97,7 @@ def test_the_same_numbers_however_it_is_computed(taught, workers, tmp_path, algo
             np.testing.assert_allclose(line[key], expected[key], rtol=2e-3, atol=1e-4, err_msg=key)
 
 
+@pytest.mark.slow
 def test_dpo_learns_from_its_pairs(taught, workers, tmp_path):
     """The policy moves from the reference towards the better of each pair; the report shows which it was."""
     algorithm = {"kind": "dpo", "beta": 0.5}
@@ -208,6 +209,7 @@ def test_pairs_that_cannot_be_read_are_refused(taught, tmp_path, capsys):
 # --- PPO ---
 
 
+@pytest.mark.slow
 def test_a_value_model_goes_on_where_it_was(taught, workers, tmp_path):
     """Killed after the second step, in the middle of which everything is: policy, values, both optimizers."""
     settings = {"algorithm": PPO, "save_steps": 1, "iterations": 1, "max_steps": 3, "num_iterations": 2}
@@ -229,7 +231,7 @@ def test_a_value_model_goes_on_where_it_was(taught, workers, tmp_path):
 STEPS = {"kind": "step_match", "split": "tokens", "delimiters": ["+", "-"]}  # of sums of one step: its two digits
 
 
-@pytest.mark.parametrize("parts", ["1", "2"])
+@pytest.mark.parametrize("parts", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_step_rewards_in_the_loop_and_in_fused_steps(taught, workers, tmp_path, parts):
     """The same steps by the host and by the devices; with an outcome besides, which comes at the last step."""
     rewards = [STEPS, {"kind": "exact", "weight": 0.5}]
