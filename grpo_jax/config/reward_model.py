@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import pydantic
+
 from grpo_jax.config.parts import Count, Kind, OptimizerConfig, Positive, SamplingConfig, Share, config
 
 
@@ -35,6 +37,10 @@ class RewardModelConfig:
     """Labelled solutions, in a published form or ours; null: what the `label` stage of this run writes."""
     eval_labels: Annotated[Any, Kind("data.labels")] | None = None
     """Labelled solutions to be measured on; null: `held_out` of `labels`."""
+    old_labels: Annotated[Any, Kind("data.labels")] | None = None
+    """Labelled solutions of before, of which some are learnt again beside `labels` (iterative GRPO); null: none."""
+    replay: Annotated[float, pydantic.Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of `old_labels` in the mixture (paper: 10 % of historical data)."""
     held_out: Share = 0.05
     """Share of the questions of `labels` that are measured on and not learnt from; unused with `eval_labels`."""
     supervision: Literal["process", "outcome", "preference"] = "process"

@@ -10,6 +10,7 @@ has sampled comes as its ids and is never encoded again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -79,6 +80,12 @@ class Writing(NamedTuple):
 
 def tokenizer_mark(tokenizer: Any) -> str:
     """A short name for a vocabulary: equal for tokenizers that give the same ids the same meaning."""
+    return _mark(tokenizer, len(tokenizer))
+
+
+@functools.lru_cache(maxsize=16)
+def _mark(tokenizer: Any, size: int) -> str:
+    del size  # the key of the cache: a tokenizer may have grown
     entries = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]
 

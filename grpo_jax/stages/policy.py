@@ -60,7 +60,7 @@ def alphabet(config: Config) -> str:
     characters = prompt_characters(config.prompt)
     sources = [("data.sources", section.source) for section in sections if section.source]
     if model := config.reward_model:
-        sources += [("data.labels", labels) for labels in (model.labels, model.eval_labels) if labels]
+        sources += [("data.labels", labels) for labels in (model.labels, model.old_labels, model.eval_labels) if labels]
     for package, source in sources:
         module = find(package, source.kind)
         if not hasattr(module, "alphabet"):

@@ -34,7 +34,9 @@ from grpo_jax.data.labelled import (
     tokenizer_mark,
 )
 from grpo_jax.data.packing import PackingPlan
+from grpo_jax.data.replay import with_replay
 from grpo_jax.data.scored_rows import scored_rows
+from grpo_jax.data.tokenizer import load_tokenizer
 from grpo_jax.models.decoder import Decoder, DecoderConfig
 from grpo_jax.models.folder import find_folder
 from grpo_jax.models.hf import read_config
@@ -100,14 +102,20 @@ def read_examples(run: Run, prepared: Prepared, note: Callable[[str], None]) -> 
         return fitting(found, c.max_length, note)
 
     learnt, held_out = examples(read_labels(run, c.labels or own_labels(run))), []
+    old = examples(read_labels(run, c.old_labels)) if c.old_labels else []
     if c.eval_labels is not None:
         held_out = examples(read_labels(run, c.eval_labels))
     elif c.held_out:
         learnt, held_out = hold_out(learnt, c.held_out, run.config.seed)
+        old, _ = hold_out(old, c.held_out, run.config.seed)
     if not learnt:
         raise LabelError(
             f"reward_model.held_out: {c.held_out} leaves none of {len(held_out)} solutions to learn from; lower it"
         )
+    if c.old_labels:
+        fresh = len(learnt)
+        learnt = with_replay(learnt, old, share=c.replay, seed=run.config.seed, iteration=0)
+        note(f"reward_model: {fresh} fresh solutions and {len(learnt) - fresh} of {len(old)} old ones")
     plan = PackingPlan(
         [len(example.tokens) for example in learnt],
         max_length=c.max_length,
@@ -227,14 +235,15 @@ def rows_of(examples: Examples, step: int, pad: int) -> ScoreBatch:
 
 
 def _start(run: Run, c: RewardModelConfig) -> DecoderConfig:
-    """The decoder of the model to start from; its tokenizer must be the run's, as far as its size tells."""
+    """The decoder of the model to start from; its tokenizer must be the run's."""
     name = c.model_name_or_path
     head = head_of_files(find_folder(name))
     start = read_config(name, **decoder_options(run.config), head=head)
-    if start.vocab_size < len(run.tokenizer):
+    theirs = tokenizer_mark(load_tokenizer(name, lambda message: None, prompt_format="text"))
+    if theirs != (mine := tokenizer_mark(run.tokenizer)):
         raise LabelError(
-            f"reward_model.model_name_or_path: {name} has a vocabulary of {start.vocab_size}, and the run's tokenizer "
-            f"has {len(run.tokenizer)} tokens; give a model of the same tokenizer"
+            f"reward_model.model_name_or_path: {name} is of tokenizer {theirs}, the run's is {mine}: the same ids "
+            "would be other text; give a model of the run's tokenizer"
         )
     if head == "scalar" and c.head == "two_token":
         raise LabelError(f"reward_model.head: two_token needs a language model, and {name} has a scalar head")

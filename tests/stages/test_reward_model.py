@@ -132,6 +132,17 @@ def test_preferences_and_going_on_from_a_reward_model(tmp_path, model, workers, 
     assert metrics(tmp_path / "second", "reward_model")[0]["loss"] < lines[0]["loss"]
 
 
+def test_fresh_labels_with_some_of_the_old_ones(scored, workers, tmp_path, capsys):
+    """As iterative GRPO has it: the reward model of before goes on, a tenth of the mixture is of before."""
+    old = TRUTH | {"split": "test", "size": 40}
+    more = {"old_labels": old, "held_out": 0.0, "model_name_or_path": str(scored[1] / "reward_model" / "model")}
+    run(write_settings(tmp_path / "run.yaml", sft=None, rl=None, reward_model=MODEL | more), tmp_path / "run", workers)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "60 fresh solutions and 7 of 40 old ones" in said and "67 solutions with 134 labels" in said
+    assert "its scalar head included" in said
+    assert metrics(tmp_path / "run", "reward_model")[0]["loss"] < metrics(scored[1], "reward_model")[0]["loss"]
+
+
 REAL = {
     "math_shepherd": ("math_shepherd_samples", {}),
     "tagged": ("math_shepherd_samples", {"head": "two_token", "good_token": " +", "bad_token": "-", "step_tag": " ки"}),
@@ -174,3 +185,10 @@ def test_refused(tmp_path, capsys, changes, words):
     code, message = launched([str(file), "--output_dir", str(tmp_path / "run")], capsys)
     assert code == 2 and not (tmp_path / "run" / "sft").exists()
     assert_well_said(message, words)
+
+
+def test_a_model_of_another_tokenizer_is_refused(tmp_path, model, capsys):
+    file = write_settings(tmp_path / "run.yaml", reward_model=MODEL | {"model_name_or_path": str(model)})
+    code, message = launched([str(file), "--output_dir", str(tmp_path / "run")], capsys)
+    assert code == 2 and not (tmp_path / "run" / "sft").exists()
+    assert_well_said(message, ("reward_model.model_name_or_path", "is of tokenizer", "the run's is"))
