@@ -192,6 +192,7 @@ def test_peft_computes_the_same(unbroken, base_model):
 # --- memory and compilation ---
 
 
+@pytest.mark.slow
 def test_the_base_is_in_memory_once_and_nothing_is_compiled_later(base_model, workers, tmp_path):
     """Policy, old policy, reference, evaluation and update share it; counted among the live arrays at each line."""
     shape = read_config(base_model)
@@ -234,6 +235,7 @@ def test_a_run_broken_everywhere_on_a_base_that_moves_equals_an_unbroken_one(
     assert_equal_runs(tmp_path / "run", expected)
 
 
+@pytest.mark.slow
 def test_every_step_on_another_mesh(unbroken, base_model, workers, tmp_path):
     model = on_base(base_model)
     file = write_settings(tmp_path / "run.yaml", model=model, sft=None, rl={"max_steps": 3})

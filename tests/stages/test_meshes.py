@@ -18,6 +18,7 @@ def flags(mesh) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_every_step_on_another_mesh(evaluated, workers, tmp_path, capsys):
     """Sampling, scoring and update of step 1 on (1,2,2), of step 2 on (2,2,1), of step 3 on (1,1,4)."""
     file, expected = evaluated

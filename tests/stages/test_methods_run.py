@@ -61,10 +61,10 @@ def test_rft_samples_from_the_policy_it_began_with(taught, workers, tmp_path):
 
 
 PPO = {"kind": "ppo", "beta": 0.05, "value_optimizer": {"learning_rate": 0.01}}
-SLOW = [pytest.param({"kind": kind}, marks=pytest.mark.slow) for kind in ("dapo", "rloo", "rft")]
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in (PPO, *({"kind": k} for k in ("dapo", "rloo", "rft")))]
 
 
-@pytest.mark.parametrize("algorithm", [{"kind": "dpo", "beta": 0.5}, PPO, *SLOW])
+@pytest.mark.parametrize("algorithm", [{"kind": "dpo", "beta": 0.5}, *SLOW])
 def test_fused_steps_give_the_numbers_of_the_loop(taught, workers, tmp_path, algorithm):
     loop = rl_run(taught, tmp_path, workers, "loop", algorithm=algorithm)
     fused = rl_run(taught, tmp_path, workers, "fused", "--rl.fused_steps", "2", algorithm=algorithm)
