@@ -22,25 +22,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from grpo_jax.algorithms.algorithm import Algorithm
-from grpo_jax.algorithms.settings import AlgorithmError
 from grpo_jax.config import RLConfig
-from grpo_jax.data.order import OrderError
-from grpo_jax.models.attention import chosen
-from grpo_jax.models.quantize import check_quantizable
 from grpo_jax.models.values import value_model
 from grpo_jax.reporting.metrics import MetricsWriter, read_metrics
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.rollouts import drop_rollouts_after
 from grpo_jax.reporting.timeline import DEVICE, LOOP
-from grpo_jax.rewards.reward import Reward, check_rewards, load_rewards
 from grpo_jax.sampler.sample import Sampling
-from grpo_jax.sampler.slots import lanes_and_rows
-from grpo_jax.sharding import agree, batch_shards
+from grpo_jax.sharding import agree
 from grpo_jax.stages.exploration import (
     Collected,
     Drawn,
@@ -51,104 +45,24 @@ from grpo_jax.stages.exploration import (
     open_stage,
     start_telling,
 )
-from grpo_jax.stages.fused import Fused, check_fused, train_fused
-from grpo_jax.stages.learned import check_learned, with_models
+from grpo_jax.stages.fused import Fused, train_fused
+from grpo_jax.stages.learned import with_models
 from grpo_jax.stages.policy import abstract
-from grpo_jax.stages.programs import RLPrograms, algorithm_of, compiled, critic_optimizer, rl_programs, rl_state
+from grpo_jax.stages.preparation import Prepared, prepare
+from grpo_jax.stages.programs import RLPrograms, compiled, critic_optimizer, rl_programs, rl_state
 from grpo_jax.stages.refill import collect
 from grpo_jax.stages.rollouts import keep_rollouts, step_metrics
 from grpo_jax.stages.run import Run
-from grpo_jax.stages.sources import load_answered, load_problems, source_record
 from grpo_jax.stages.tooling import in_rounds, tool_metrics
-from grpo_jax.stages.written import check_pairs
 from grpo_jax.training.critic import with_critic
 from grpo_jax.training.health import Health
 from grpo_jax.training.optimizer import learning_rates, make_optimizer
 from grpo_jax.training.state import abstract_copy, create_state
-from grpo_jax.training.step import group_cuts
-from grpo_jax.types import Problem, TrainState
+from grpo_jax.types import TrainState
+
+__all__ = ["prepare", "train"]
 
 Evaluate = Callable[[Any], dict[str, float] | None]
-
-
-class Prepared(NamedTuple):
-    """What the stage needs from outside, read and checked before device memory is taken."""
-
-    problems: Sequence[Problem]
-    algorithm: Algorithm
-    rewards: tuple[Reward, ...]
-    data: dict[str, Any]  # what a checkpoint keeps of the source
-
-
-def prepare(run: Run) -> Prepared:
-    """Read the task prompts, load algorithm and rewards, and say what a step is."""
-    c: RLConfig = run.config.rl
-    run.check_batch("rl.prompts_per_step", c.prompts_per_step)
-    algorithm = algorithm_of(c)
-    length = run.config.prompt.max_prompt_length + c.sampling.max_completion_length
-    run.check_length("prompt.max_prompt_length + rl.sampling.max_completion_length", length)
-    shards = batch_shards(run.mesh)
-    group_cuts(c.prompts_per_step, c.num_generations, c.microbatches, rows=algorithm.rows, shards=shards)
-    run.check_batch(f"each of {c.sample_parts} rl.sample_parts", c.prompts_per_step // c.sample_parts)
-    if c.rollout_weights == "int8":
-        check_quantizable(run.model.config)
-    lanes_and_rows(c.prompts_per_step // c.sample_parts, c.num_generations, c.decode_rows, shards=shards)
-    rewards = load_rewards(c.rewards)
-    check_rewards(rewards, run.workers)
-    check_fused(c, rewards)
-    models = check_learned(run, rewards)
-    check_steps(c, algorithm, rewards)
-    if algorithm.critic is not None and run.model.config.lora:
-        raise AlgorithmError(
-            f"rl.algorithm.kind {c.algorithm.kind} learns a value model with all its weights, and model.lora trains "
-            "adapters; leave model.lora out, or choose a method without values, such as grpo"
-        )
-    written = algorithm.sampler == "data"
-    problems = load_problems(run, c.source) if written else load_answered(run, c.source)
-    if written:
-        check_pairs(run, problems)
-    if len(problems) < c.prompts_per_step:
-        raise OrderError(
-            f"rl.prompts_per_step: {c.prompts_per_step} prompts a step, but the source has {len(problems)} problems; "
-            "lower it, or give more problems"
-        )
-    if c.dead_groups == "refill" and len(problems) < c.prompts_per_step * (1 + c.refill_rounds):
-        raise OrderError(
-            f"rl.refill_rounds: {c.refill_rounds} further batches of {c.prompts_per_step} prompts, but the source has "
-            f"{len(problems)} problems; lower it, or give more problems"
-        )
-    steps = c.iterations * c.max_steps
-    run.note(
-        f"rl: {len(problems)} problems; a step is {c.prompts_per_step} prompts x {c.num_generations} completions = "
-        f"{c.prompts_per_step * c.num_generations} rows of at most {c.sampling.max_completion_length} tokens, "
-        f"{c.num_iterations} update(s) in {c.microbatches} micro-batch(es), {c.head_chunk} time steps of logits "
-        f"at once, attention by {chosen(run.model.config, c.sampling.max_completion_length)}; "
-        f"{steps} steps = {steps * c.prompts_per_step / len(problems):.2f} epochs"
-    )
-    if not run.sampling(c.sampling, c.num_generations).distribution.full_support:
-        run.note(
-            "rl: top_k, top_p, min_p or temperature 0 sample from another distribution than the trainer scores: "
-            "the ratio of the two is not 1, and the check of their agreement is off"
-        )
-    data = source_record(problems)
-    if models:
-        data["fingerprint"] += f" with reward model {models}"
-    return Prepared(problems, algorithm, rewards, data)
-
-
-def check_steps(c: RLConfig, algorithm: Algorithm, rewards: Sequence[Reward]) -> None:
-    """Refuse step rewards where nothing reads them. Raises `AlgorithmError`."""
-    judging = [reward.name for reward in rewards if reward.steps]
-    if judging and not algorithm.steps:
-        raise AlgorithmError(
-            f"rl.rewards: {', '.join(judging)} judges steps, and rl.algorithm.kind {c.algorithm.kind} learns from "
-            "outcomes only; choose grpo, or another reward"
-        )
-    if judging and algorithm.penalty is not None and algorithm.critic is None:
-        raise AlgorithmError(
-            f"rl.algorithm.kl_in is reward, and {', '.join(judging)} judges steps: what the penalty would be "
-            "normalised with is not said anywhere; set kl_in to loss"
-        )
 
 
 def train(
