@@ -11,6 +11,7 @@ without the blanks around it; with `split: tokens` tokens are, on the devices to
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -52,13 +53,18 @@ def build(c: Config) -> Reward:
 
 
 def _reference(problem: Problem, c: Config, encoding: Encoding, delimiters: Sequence[int]) -> list | None:
-    """What each step of the solution says; None without a solution."""
+    """What each step of the solution says; None without a solution.
+
+    Of tokens, a step that ends beyond the longest completion is None: it is never right, in either form.
+    """
     from grpo_jax.rewards.splitting import text_steps, token_steps
 
     if problem.solution is None:
         return None
     if c.split == "tokens":
-        return [step.content for step in token_steps(encoding.encode(problem.solution), delimiters, encoding.ends)]
+        steps = token_steps(encoding.encode(problem.solution), delimiters, encoding.ends)
+        ends = itertools.accumulate(len(step.content) for step in steps)
+        return [s.content if end <= encoding.longest else None for s, end in zip(steps, ends, strict=True)]
     return [content for content, _ in text_steps(problem.solution, c)]
 
 
@@ -100,10 +106,10 @@ def _columns(problems: Sequence[Problem], encoding: Encoding, *, c: Config) -> d
     for p, reference in enumerate(references):
         start = 0
         for j, content in enumerate((reference or [])[: encoding.longest]):  # no completion has more steps
-            starts[p, j], lengths[p, j] = start, len(content)
-            here = content[: encoding.longest - start]
-            tokens[p, start : start + len(here)] = here
-            start = min(start + len(content), encoding.longest)
+            if content is not None:
+                starts[p, j], lengths[p, j] = start, len(content)
+                tokens[p, start : start + len(content)] = content
+                start += len(content)
     rows = {"delimiters": delimiters, "ends": encoding.ends}
     equal = {name: np.tile(np.array(ids, np.int32), (len(problems), 1)) for name, ids in rows.items()}
     known = np.array([reference is not None for reference in references])

@@ -173,6 +173,15 @@ def test_both_forms_give_the_same_numbers_of_anything(said, completions):
     assert_equal_forms([Problem("", "", solution=text) for text in said], completions)
 
 
+def test_a_solution_longer_than_any_completion_has_steps_that_nothing_matches():
+    """Found by the test above: its second step begins where the arrays end."""
+    said = [Problem("", "", solution="1" * WIDTH + "\n2"), Problem("", "", solution="1\n2")]
+    completions = [encode("\n2"), encode("\n1"), encode("1\n2"), encode("2")]
+    assert_equal_forms(said, completions)
+    reward = step_match.build(step_match.Config(split="tokens"))
+    assert by_host(reward, said, completions)[0].tolist() == [[0.0, 0.0], [1.0, 0.0]]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
