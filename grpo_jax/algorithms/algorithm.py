@@ -61,6 +61,7 @@ class Algorithm(NamedTuple):
     entropy_bonus: float = 0.0  # added to each token's objective, times its entropy
     truncated: bool = True  # whether completions that the length limit cut are trained on
     steps: bool = False  # whether `advantages` takes step rewards
+    baseline: bool = True  # whether rewards count by their differences within a group, so that equal ones say nothing
     sampler: Literal["policy", "reference", "data"] = "policy"  # who writes the completions
     distinct: bool = False  # whether equal completions of a group are trained on once
     critic: Critic | None = None  # a value model, learnt beside the policy
@@ -119,7 +120,8 @@ def make_experience(
         prompts, arrays = rollout.prompts, (rollout.replace(prompts=None), rewards, old_logprobs, ref_logprobs)
         rollout, rewards, old_logprobs, ref_logprobs = jax.tree.map(partial(in_order, order), arrays)
         rollout = rollout.replace(prompts=prompts)
-    kept = jnp.repeat(algorithm.keep(signals(rewards)), G) & ~jnp.isnan(rewards.outcome).reshape(B)  # [B]
+    keep = algorithm.keep(signals(rewards))  # [P] bool
+    kept = jnp.repeat(keep, G) & ~jnp.isnan(rewards.outcome).reshape(B)  # [B]
     if not algorithm.truncated:
         kept = kept & rollout.finished
     if algorithm.distinct:
@@ -128,7 +130,9 @@ def make_experience(
         kept = kept & counts.reshape(B)
     kept = jnp.repeat(kept.reshape(-1, algorithm.rows).all(-1), algorithm.rows)
     mask = rollout.completion_mask & kept[:, None]  # [B, Tc]
-    advantages, returns = estimated(algorithm, rollout, rewards, old_logprobs, ref_logprobs, values)
+    # A statistic of the batch is one of the groups that are trained on.
+    rewards = rewards.replace(outcome=jnp.where(keep[:, None], rewards.outcome, jnp.nan))
+    advantages, returns = estimated(algorithm, rollout, rewards, old_logprobs, ref_logprobs, values, mask)
     return Experience(
         prompts=rollout.prompts,
         completions=rollout.completions,
@@ -151,8 +155,9 @@ def estimated(
     old_logprobs: Array | None,
     ref_logprobs: Array | None,
     values: Array | None,
+    trained: Array,
 ) -> tuple[Array, Array | None]:
-    """Advantages [B, Tc], and what the value model is to learn, if there is one.
+    """Advantages [B, Tc], and what the value model is to learn, if there is one, at the tokens `trained` on [B, Tc].
 
     A KL penalty is taken off the outcome, or off each token's reward where there are values. With one update per
     exploration the sampler's log-probabilities are those of the old policy.
@@ -162,7 +167,7 @@ def estimated(
         old = rollout.logprobs if old_logprobs is None else old_logprobs
         penalty = jnp.where(mask, algorithm.penalty(old, ref_logprobs, mask), 0.0)
     if algorithm.critic is not None:
-        return algorithm.critic.estimate(token_rewards(rewards, mask, penalty), values, mask)
+        return algorithm.critic.estimate(token_rewards(rewards, trained, penalty), values, trained)
     if algorithm.penalty is not None:
         rewards = less_penalty(rewards, penalty)
     advantages = algorithm.advantages(rewards)  # [P, G] or [P, G, Tc]

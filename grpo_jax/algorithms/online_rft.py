@@ -45,4 +45,5 @@ def build(c: Config) -> Algorithm:
         sequence_mean,
         maximize(partial(likelihood, **penalty(c))),
         reference=c.beta > 0,
+        baseline=False,
     )

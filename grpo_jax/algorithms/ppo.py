@@ -56,5 +56,6 @@ def build(c: Config) -> Algorithm:
         reference=c.beta > 0,
         penalty=(lambda logprobs, ref, mask: c.beta * kl_k1(logprobs, ref, mask)) if c.beta else None,
         steps=True,
+        baseline=False,
         critic=Critic(estimate, c.value_clip, c.value_optimizer),
     )

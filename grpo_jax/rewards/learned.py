@@ -42,11 +42,16 @@ class Config:
 
 
 def build(c: Config) -> Reward:
-    """Make the reward; raises `RewardError` for a product of logits."""
+    """Make the reward; raises `RewardError` for a product of logits, and for logits beside the default `unfinished`."""
     from grpo_jax.rewards.reward import Learned, Reward, RewardError
 
     if c.value == "logit" and c.whole == "product":
         raise RewardError("rewards: learned: a product of logits means nothing; set value to probability")
+    if c.value == "logit" and c.unfinished == 0.0:
+        raise RewardError(
+            "rewards: learned: with value logit the reward of a cut completion, unfinished 0.0, is that of an even "
+            "chance, and may be the best there is; set unfinished to a low score, such as -10, or to null"
+        )
     value = partial(_value, logit=c.value == "logit")
     learned = Learned(c.path, c.microbatches, value, _WHOLE[c.whole], c.unfinished)
     steps = c.supervision == "process"
@@ -64,7 +69,8 @@ def _last(values: Array, mask: Array, ends: Array) -> Array:
     import jax.numpy as jnp
 
     del ends
-    return jnp.take_along_axis(values, mask.sum(-1, keepdims=True) - 1, axis=-1)[:, 0]
+    last = jnp.max(jnp.where(mask, jnp.arange(mask.shape[-1]), 0), axis=-1, keepdims=True)  # a tool leaves holes
+    return jnp.take_along_axis(values, last, axis=-1)[:, 0]
 
 
 def _least(values: Array, mask: Array, ends: Array) -> Array:

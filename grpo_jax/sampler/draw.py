@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.sampler.filters import min_p, top_k, top_p
+
+if TYPE_CHECKING:
+    from grpo_jax.config import SamplingConfig
 
 # Tokens a block of the two-level inverse distribution function; a power of two near the root of large vocabularies.
 BLOCK = 256
@@ -26,6 +29,11 @@ class Distribution(NamedTuple):
     def full_support(self) -> bool:
         """Whether every token may be drawn, so that the trainer scores the distribution sampled from."""
         return self.temperature > 0 and self.top_k == 0 and self.top_p >= 1.0 and self.min_p <= 0.0
+
+
+def distribution_of(c: SamplingConfig) -> Distribution:
+    """The distribution that the settings of a section ask for."""
+    return Distribution(c.temperature, c.top_k, c.top_p, c.min_p)
 
 
 def row_keys(key: Array, index: Array, num_generations: int) -> Array:

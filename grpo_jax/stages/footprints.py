@@ -21,7 +21,7 @@ from grpo_jax.models.decoder import Decoder, DecoderConfig
 from grpo_jax.models.decoding import decode_bytes, decode_config
 from grpo_jax.models.lora import attach
 from grpo_jax.rewards.reward import load_rewards
-from grpo_jax.sampler.draw import Distribution
+from grpo_jax.sampler.draw import distribution_of
 from grpo_jax.sampler.sample import Sampling, cache_blocks
 from grpo_jax.sampler.slots import lanes_and_rows, most_steps
 from grpo_jax.sharding import batch_shards, named, replicated, run_key
@@ -311,7 +311,7 @@ def abstract_sampling(
 ) -> Sampling:
     """The sampler's settings; which tokens end a completion changes no shape."""
     c = config
-    distribution = Distribution(c.temperature, c.top_k, c.top_p, c.min_p)
+    distribution = distribution_of(c)
     return Sampling(
         distribution,
         num_generations,

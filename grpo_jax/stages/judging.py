@@ -11,7 +11,7 @@ import numpy as np
 from grpo_jax.algorithms.advantages import dead_groups
 from grpo_jax.algorithms.algorithm import signals
 from grpo_jax.rewards.combine import combine_all
-from grpo_jax.rewards.reward import Reward, RewardError, StepRewards
+from grpo_jax.rewards.reward import COUNTS, Reward, RewardError, StepRewards
 from grpo_jax.rewards.score import Scored, score
 from grpo_jax.sharding import agree, constrain, global_to_host
 from grpo_jax.stages.run import Run
@@ -66,9 +66,18 @@ def score_text(
             encoding=run.encoding(run.config.rl.sampling.max_completion_length),
         )
     except RewardError as error:
-        nothing = np.full((len(on_host), len(problems), size), np.nan, np.float32)
-        return Told(Scored(nothing, {}), error)
+        return Told(_nothing(on_host, len(problems), size, run.config.rl.sampling.max_completion_length), error)
     return Told(scored)
+
+
+def _nothing(rewards: Sequence[Reward], groups: int, size: int, longest: int) -> Scored:
+    """What a host that failed goes on with where the first one did not: of the shape of what the others have."""
+    steps = np.zeros((groups, size, longest), np.float32)
+    return Scored(
+        np.full((len(rewards), groups, size), np.nan, np.float32),
+        {reward.name: dict.fromkeys(COUNTS, 0) for reward in rewards},
+        steps={reward.name: (steps, steps > 0) for reward in rewards if reward.steps},
+    )
 
 
 def judge(

@@ -83,6 +83,11 @@ def prepare(run: Run) -> Prepared:
             "rl: top_k, top_p, min_p or temperature 0 sample from another distribution than the trainer scores: "
             "the ratio of the two is not 1, and the check of their agreement is off"
         )
+    if models and c.iterations > 1:
+        run.note(
+            "rl: in each iteration the reference becomes the policy; the reward model stays as it is (line 12 of the "
+            "algorithm, its continued training, is a run of its own: reward_model.old_labels and replay)"
+        )
     data = source_record(problems)
     if models:
         data["fingerprint"] += f" with reward model {models}"
@@ -96,6 +101,16 @@ def check_steps(c: RLConfig, algorithm: Algorithm, rewards: Sequence[Reward]) ->
         raise AlgorithmError(
             f"rl.rewards: {', '.join(judging)} judges steps, and rl.algorithm.kind {c.algorithm.kind} learns from "
             "outcomes only; choose grpo, or another reward"
+        )
+    if judging and c.tools is not None:
+        raise AlgorithmError(
+            f"rl.tools is set, and {', '.join(judging)} judges steps: what a tool said would be taken for steps of the "
+            "policy; leave one of the two out"
+        )
+    if judging and algorithm.critic is None and getattr(c.algorithm, "scale_rewards", "group") != "group":
+        raise AlgorithmError(
+            f"rl.algorithm.scale_rewards is {c.algorithm.scale_rewards}, and {', '.join(judging)} judges steps: "
+            "their rewards are divided by the deviation of the group's (arXiv:2402.03300, section 4.1.3); set it to group"
         )
     if judging and algorithm.penalty is not None and algorithm.critic is None:
         raise AlgorithmError(

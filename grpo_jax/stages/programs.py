@@ -20,6 +20,7 @@ from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import attach
 from grpo_jax.models.values import value_model
 from grpo_jax.rewards.reward import Reward
+from grpo_jax.sampler.draw import distribution_of
 from grpo_jax.sampler.sample import Sampling, sample
 from grpo_jax.sharding import batch_shards, constrain, replicated
 from grpo_jax.training.critic import abstract_actor_critic, actor_critic_step, rollout_values, value_step
@@ -46,6 +47,9 @@ class RLPrograms(NamedTuple):
     join: Callable[[tuple[Rollout, ...]], Rollout]  # the parts of a step, `rl.sample_parts`, as one
     cut: Callable[[Rollout], tuple[Rollout, ...]]  # its inverse
     refill: Callable[[Any, Any, Array], Any]  # groups of one batch in the places of another's
+
+
+PREFERRED = "preferred"  # the reward of pairs that stand in the data
 
 
 def algorithm_of(config: RLConfig) -> Algorithm:
@@ -78,11 +82,24 @@ def check_sampler(c: RLConfig, algorithm: Algorithm) -> None:
         given += ["rl.dead_groups refill"] if c.dead_groups == "refill" else []
         given += ["rl.tools"] if c.tools is not None else []
         given += [f"rl.num_generations {c.num_generations}, not 2"] if c.num_generations != 2 else []
+        given += [f"rl.sampling.stop {list(c.sampling.stop)}"] if c.sampling.stop else []
         if given:
             raise AlgorithmError(
                 f"rl.algorithm.kind {kind} takes its completions from the data, a better and a worse one for each "
                 f"prompt, and samples none: {', '.join(given)} does not go with that; leave it out"
             )
+    kinds = [reward.kind for reward in c.rewards]
+    if (PREFERRED in kinds) != (algorithm.sampler == "data") or (PREFERRED in kinds and len(kinds) > 1):
+        raise AlgorithmError(
+            f"rl.rewards: {', '.join(kinds)} with rl.algorithm.kind {kind}: which completion of a pair is the better "
+            f"stands in the data, and reward {PREFERRED!r} says so; take it alone with pairs_from data, and only there"
+        )
+    if c.dead_groups in ("exclude", "refill") and not (algorithm.baseline and algorithm.penalty is None):
+        raise AlgorithmError(
+            f"rl.dead_groups is {c.dead_groups}, and for rl.algorithm.kind {kind} a group of equal rewards is not "
+            "without a signal, as its advantages are not differences within the group, or a KL penalty in the reward "
+            "makes some; set rl.dead_groups to count"
+        )
     if c.num_generations % algorithm.rows:
         raise AlgorithmError(
             f"rl.num_generations: {c.num_generations} completions a prompt, but rl.algorithm.kind {kind} takes them by "
@@ -93,6 +110,12 @@ def check_sampler(c: RLConfig, algorithm: Algorithm) -> None:
             f"rl.steps_off_policy is {c.steps_off_policy}, and rl.algorithm.kind {kind} samples from the reference, "
             "which no update changes; set rl.steps_off_policy to 0"
         )
+    if algorithm.sampler == "reference" and c.importance_cap is not None:
+        raise AlgorithmError(
+            f"rl.importance_cap is {c.importance_cap}, and rl.algorithm.kind {kind} means the completions of the "
+            "reference: weighed as the present policy's they would make another method; leave it out (and with it "
+            "rl.rollout_weights int8)"
+        )
 
 
 def old_pass(c: RLConfig, algorithm: Algorithm) -> bool:
@@ -101,7 +124,8 @@ def old_pass(c: RLConfig, algorithm: Algorithm) -> bool:
     With one update they are the policy's own; a penalty in the reward needs them before it, and takes the sampler's
     where that is the same policy.
     """
-    other = c.steps_off_policy > 0 or c.rollout_weights != "same" or algorithm.sampler != "policy"
+    narrow = not distribution_of(c.sampling).full_support  # what is left of it is renormalised, the reference is not
+    other = c.steps_off_policy > 0 or c.rollout_weights != "same" or algorithm.sampler != "policy" or narrow
     return c.num_iterations > 1 or (algorithm.penalty is not None and other)
 
 

@@ -41,7 +41,7 @@ def refill(
 ) -> tuple[Gathered, dict[str, Any]]:
     """Sample, judge and replace, at most `rl.refill_rounds` times; also the metrics of it, some on the devices yet.
 
-    `refill/rounds`, `refill/frac_dead_drawn` of all groups that were sampled, `refill/num_tokens` sampled in all.
+    `refill/rounds`, `refill/frac_dead_drawn` of all groups that were sampled, `num_generated_tokens` in all of them.
     """
     c, batch = stage.run.config.rl, gather(stage, drawn, progress)
     dead = global_to_host(batch.judged.dead)
@@ -60,7 +60,7 @@ def refill(
     return batch, {
         "refill/rounds": float(rounds),
         "refill/frac_dead_drawn": float(np.mean(drawn_dead)),
-        "refill/num_tokens": sum(tokens),
+        "num_generated_tokens": sum(tokens),
     }
 
 

@@ -12,7 +12,8 @@
             for update = 1..mu: improve the policy on the objective                  10-11
 
 With mu = 1 the old policy is the policy, and no pass is spent on its log-probabilities. Line 12, the reward model's
-continued training, has nothing to do where rewards are rules.
+continued training, has nothing to do where rewards are rules; a learned reward stays as it is, and is continued by a
+run of its own (`reward_model.old_labels`).
 """
 
 from __future__ import annotations

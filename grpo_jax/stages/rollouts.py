@@ -55,6 +55,7 @@ def length_metrics(lengths: np.ndarray, finished: np.ndarray, prompt_tokens: int
         "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": float(1.0 - finished.mean()),
         "num_tokens": int(lengths.sum()) + prompt_tokens,
+        "num_generated_tokens": int(lengths.sum()),
     }
 
 

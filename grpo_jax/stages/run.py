@@ -23,7 +23,7 @@ from grpo_jax.reporting.files import is_primary, write_atomically
 from grpo_jax.reporting.metrics import MetricsWriter
 from grpo_jax.rewards.reward import Encoding, RewardError
 from grpo_jax.rewards.workers import Workers
-from grpo_jax.sampler.draw import Distribution
+from grpo_jax.sampler.draw import Distribution, distribution_of
 from grpo_jax.sampler.sample import Sampling
 from grpo_jax.sampler.stop import cut_at_stop
 from grpo_jax.sharding import ShardingError, agree, batch_shards, global_to_host, host_to_global, named
@@ -83,7 +83,7 @@ class Run:
     ) -> Sampling:
         """The sampler's static settings for a section's `sampling`."""
         c = config
-        distribution = Distribution(c.temperature, c.top_k, c.top_p, c.min_p)
+        distribution = distribution_of(c)
         return Sampling(
             distribution=Distribution(temperature=0.0) if greedy else distribution,
             num_generations=num_generations,

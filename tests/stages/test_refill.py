@@ -55,7 +55,7 @@ def test_dead_groups_are_replaced(refilled, workers, tmp_path):
     assert all(line["refill/rounds"] <= 2 for line in lines)
     drawn, left = (np.mean([line[key] for line in lines]) for key in ("refill/frac_dead_drawn", "frac_reward_zero_std"))
     assert left < drawn
-    assert all(line["refill/num_tokens"] >= line["completions/mean_length"] * 16 - 1e-3 for line in lines)
+    assert all(line["num_generated_tokens"] >= line["completions/mean_length"] * 16 - 1e-3 for line in lines)
     assert len({line["compiles"] for line in lines[1:]}) == 1, "one shape, however many rounds"
     run(file, tmp_path, workers, "--rl.dead_groups", "exclude")  # the sft is the same
     plain, ours = groups(tmp_path)[1], groups(directory)[1]
