@@ -110,7 +110,7 @@ def check_steps(c: RLConfig, algorithm: Algorithm, rewards: Sequence[Reward]) ->
     if judging and algorithm.critic is None and getattr(c.algorithm, "scale_rewards", "group") != "group":
         raise AlgorithmError(
             f"rl.algorithm.scale_rewards is {c.algorithm.scale_rewards}, and {', '.join(judging)} judges steps: "
-            "their rewards are divided by the deviation of the group's (arXiv:2402.03300, section 4.1.3); set it to group"
+            "they are divided by their deviation in the group (arXiv:2402.03300, section 4.1.3); set it to group"
         )
     if judging and algorithm.penalty is not None and algorithm.critic is None:
         raise AlgorithmError(

@@ -6,19 +6,23 @@
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.algorithms import dapo, dr_grpo, grpo, gspo, reinforce_plus_plus, rft, rloo
+from grpo_jax.algorithms import dapo, dr_grpo, grpo, gspo, ppo, reinforce_plus_plus, rft, rloo
 from grpo_jax.algorithms.advantages import SCALES
 from grpo_jax.algorithms.algorithm import make_experience, mixed_outcomes
 from grpo_jax.algorithms.pairs import best_with_worst
 from grpo_jax.algorithms.settings import AlgorithmError
+from grpo_jax.config import SamplingConfig
 from grpo_jax.configure import names
+from grpo_jax.rewards import learned
 from grpo_jax.sharding import host_to_global, named
+from grpo_jax.stages.programs import old_pass
 from grpo_jax.types import Prompts, Rewards, Rollout, Sequences
 from tests import tiny
 from tests.algorithms.variants import TC, VARIANTS, G, P, golden_batch, plain_loss, plain_pairs, slopes
@@ -434,3 +438,44 @@ def test_process_supervision_across_devices_and_parts():
         jax.grad(lambda y, part=part: algorithm.loss(y, part)[0])(x[2 * i : 2 * i + 2]) for i, part in enumerate(parts)
     ]
     np.testing.assert_allclose(jnp.concatenate(cut), whole[1], atol=1e-7)
+
+
+# --- what is trained on, and what it is measured by ---
+
+
+def test_what_is_not_trained_on_is_in_no_statistic_of_the_batch():
+    """Whitened advantages have mean 0 and deviation 1 over the tokens trained on; what is left out counts nowhere."""
+    batch = BATCH._replace(rewards=np.where(np.arange(P)[:, None] == 0, np.nan, BATCH.rewards))
+    e = experience_of(ppo.build(ppo.Config(whiten=True)), batch, old=np.float32(batch.old))
+    trained = np.asarray(e.advantages)[np.asarray(e.completion_mask)]
+    assert 0 < trained.size < batch.mask.sum()
+    np.testing.assert_allclose((trained.mean(), trained.std()), (0, 1), atol=1e-5)
+
+    rewards = np.array(BATCH.rewards)
+    rewards[0] = 9.0  # dead, and far from the others
+    config = reinforce_plus_plus.Config(beta=0.0, kl_in="loss")
+    method = reinforce_plus_plus.build(config)._replace(keep=mixed_outcomes)
+    with_dead = experience_of(method, BATCH._replace(rewards=rewards), old=None)
+    rewards[0] = np.nan
+    without = experience_of(method, BATCH._replace(rewards=rewards), old=None)
+    np.testing.assert_array_equal(with_dead.advantages, without.advantages)
+    assert np.abs(without.advantages).max() > 0
+
+
+def test_a_penalty_in_the_reward_is_of_the_whole_distribution():
+    """Under top_p the sampler's log-probabilities are of what is left, the reference's are not: a pass is spent."""
+
+    def passes(sampling, **changes):
+        c = SimpleNamespace(
+            num_iterations=1, steps_off_policy=0, rollout_weights="same", sampling=SamplingConfig(**sampling), **changes
+        )
+        return old_pass(c, rloo.build(rloo.Config()))
+
+    assert passes({"top_p": 0.9}) and passes({"top_k": 5}) and passes({"min_p": 0.1})
+    assert not passes({}) and not passes({"temperature": 0.7})
+
+
+def test_the_last_token_behind_what_a_tool_said():
+    mask = np.array([[1, 1, 0, 0, 1, 0], [1, 1, 1, 0, 0, 0]], bool)
+    values = np.arange(12.0).reshape(2, 6)
+    np.testing.assert_array_equal(learned._last(values, mask, None), [4, 8])

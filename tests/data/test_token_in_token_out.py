@@ -113,6 +113,7 @@ def stage(chatml, tmp_path):
         "tokenizer": Watched(copy.copy(chatml), texts),
         "eos_ids": (chatml.eos_token_id,),
         "pad_id": 0,
+        "tools": {},
     }
     run = Alone(**{field.name: known.get(field.name) for field in dataclasses.fields(Run)})
     said = [misspelt(chatml, word) for word in ("apples", "answer", "think", "system")]

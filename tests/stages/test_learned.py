@@ -180,6 +180,7 @@ def test_a_broken_run_and_a_reward_model_of_another_run(rewarded, workers, tmp_p
             ("holds no reward_model/reward_model.json", "of a run"),
         ),
         ([{"kind": "learned", "value": "logit", "whole": "product"}], {}, ("a product of logits",)),
+        ([{"kind": "learned", "value": "logit"}], {}, ("value logit", "unfinished 0.0", "set unfinished")),
         (
             [{"kind": "learned", "path": "RUN"}],
             {"rl": {"source": {**SUMS, "form": "words"}}, "prompt": {"max_prompt_length": 90}},

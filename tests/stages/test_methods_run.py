@@ -129,6 +129,23 @@ REFUSED = {
         ("rl.algorithm.kind ppo learns a value model", "model.lora"),
     ),
     "broken pairs": ({"algorithm": {"kind": "dpo"}, "num_generations": 3}, ("rl.num_generations: 3", "by 2")),
+    "another policy's completions weighed as this one's": (
+        {"algorithm": {"kind": "rft"}, "importance_cap": 2.0},
+        ("rl.importance_cap is 2.0", "rft means the completions of the reference"),
+    ),
+    "right groups left out": (
+        {"algorithm": {"kind": "online_rft"}, "dead_groups": "exclude"},
+        ("rl.dead_groups is exclude", "online_rft", "set rl.dead_groups to count"),
+    ),
+    "groups that a penalty tells apart left out": (
+        {"algorithm": {"kind": "rloo"}, "dead_groups": "refill"},
+        ("rl.dead_groups is refill", "a KL penalty in the reward"),
+    ),
+    "pairs where none are": ({"rewards": [{"kind": "preferred"}]}, ("preferred", "pairs_from data")),
+    "steps scaled as outcomes": (
+        {"algorithm": {"kind": "grpo", "scale_rewards": "none"}, "rewards": [{"kind": "step_match"}]},
+        ("rl.algorithm.scale_rewards is none", "step_match judges steps"),
+    ),
     "a mode without a cap": ({"importance_mode": "token_mask"}, ("rl.importance_mode is token_mask", "importance_cap")),
 }
 
@@ -192,6 +209,8 @@ def test_pairs_that_cannot_be_read_are_refused(taught, tmp_path, capsys):
     cases = [
         ({"num_generations": 4}, ("rl.num_generations 4, not 2", "takes its completions from the data")),
         ({"fused_steps": 2}, ("rl.fused_steps 2", "samples none")),
+        ({"sampling": {"stop": ["1"]}}, ("rl.sampling.stop ['1']", "samples none")),
+        ({"rewards": [{"kind": "accuracy"}]}, ("rl.rewards: accuracy", "stands in the data")),
         (
             {"source": source | {"fields": {"solution": "worse", "answer": "chosen"}}},
             ("pairs.jsonl:1", "rl.source.fields.solution"),
