@@ -156,19 +156,28 @@ def complete_prefixes(run: Run, params: Any, prepared: Prepared, prefixes: Seque
 def verdicts(
     run: Run, reward: Reward, problems: Sequence[Problem], ids: Sequence[Sequence[int]], size: int
 ) -> np.ndarray:
-    """Whether each completion is right: [P, size] bool; what cannot be judged is not."""
-    scored = score(
-        problems,
-        run.decode(ids),
-        [reward],
-        run.workers,
-        num_generations=size,
-        prompts=[run.prompt_as_seen(problem) for problem in problems],
-        completion_ids=ids,
-        conversational=run.conversational,
-        encoding=run.encoding(run.config.label.sampling.max_completion_length),
-    )
-    return np.nan_to_num(agree(scored.parts)[0], nan=0.0) > RIGHT
+    """Whether each completion is right: [P, size] bool; what cannot be judged is not.
+
+    Whether to stop and what is right are the first host's word, as in `judging.py`.
+    """
+    failed, parts = None, np.full((1, len(problems), size), np.nan, np.float32)
+    try:
+        parts = score(
+            problems,
+            run.decode(ids),
+            [reward],
+            run.workers,
+            num_generations=size,
+            prompts=[run.prompt_as_seen(problem) for problem in problems],
+            completion_ids=ids,
+            conversational=run.conversational,
+            encoding=run.encoding(run.config.label.sampling.max_completion_length),
+        ).parts
+    except RewardError as error:
+        failed = error
+    if agree(failed is not None):
+        raise failed or RewardError("the reward function failed on the first host; its message is there")
+    return np.nan_to_num(agree(parts)[0], nan=0.0) > RIGHT
 
 
 def keep_labels(run: Run, prepared: Prepared, solutions: Sequence[Solution], right: Mapping[Prefix, int]) -> None:
