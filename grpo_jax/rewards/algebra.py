@@ -94,7 +94,8 @@ def _rounded(prediction: str, a: Tree, gold: str, b: Tree) -> bool:
     for text, tree in ((prediction, a), (gold, b)):
         quantity = read_quantity(text)
         if quantity is None:
-            value = probing.real_fraction(tree)
+            exact = probing.rational(tree)
+            value = probing.real_fraction(tree) if exact is None else exact
             if value is None:
                 return False
             quantity = Quantity(value)

@@ -4,11 +4,13 @@ Numbers without letters are compared as exact fractions where they are rational.
 that are the same in every run: positive, of either sign, and whole; over the reals first, where a root or logarithm of
 a negative number is undefined and the point is passed over, then, if a formula has i in it or no real value, over the
 complex numbers with principal values. Formulas that agree at all points where both are defined are one; one point
-where they differ tells them apart. Values above 2^20000 are refused before they are computed.
+where they differ tells them apart. A point at which a sum loses a part, as 50! + 1 does its 1, shows no equality.
+Values above 2^20000 are refused before they are computed.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from fractions import Fraction
 from functools import cache
@@ -19,6 +21,7 @@ DIGITS = 60  # carried; equal means equal to DIGITS - 20
 POINTS = 12
 MIN_POINTS = 3  # that both formulas must be defined at
 MAX_MAGNITUDE = 20_000  # of a value, as a power of two
+LOST = 133  # of the parts of a sum, as a power of two: 40 digits
 MAX_FACTORIAL = 1000
 MAX_ANGLE = 100  # of an argument of sin, as a power of two
 
@@ -32,31 +35,57 @@ class UndefinedError(Exception):
 
 
 def rational(tree: Tree) -> Fraction | None:
-    """Evaluate a tree of +, -, *, / and whole powers exactly; None: it is more than that, or too large."""
+    """Evaluate a tree of +, -, *, /, whole powers, factorials and binomials exactly; None: it is more, or too large."""
     kind = tree[0]
     if kind == "number":
         return tree[1]
-    if kind not in ("sum", "product", "quotient", "power"):
+    if kind == "call" and tree[1] in _EXACT:
+        kind, tree = tree[1], tree[1:]
+    elif kind not in ("sum", "product", "quotient", "power"):
         return None
-    parts = [rational(part) for part in tree[1:]]
-    if any(part is None or _bits(part) > 4000 for part in parts):
-        return None
+    parts = []
+    for part in tree[1:]:
+        parts.append(rational(part))
+        if parts[-1] is None:
+            return None
     return _combined(kind, parts)
 
 
 def _combined(kind: str, parts: list[Fraction]) -> Fraction | None:
+    if kind in _EXACT:
+        return _EXACT[kind](*parts)
+    value = parts[0]
+    for part in parts[1:]:
+        value = _pair(kind, value, part)
+        if value is None or _bits(value) > MAX_MAGNITUDE:
+            return None  # before the next part makes it larger
+    return value
+
+
+def _pair(kind: str, a: Fraction, b: Fraction) -> Fraction | None:
     if kind == "sum":
-        return sum(parts, Fraction(0))
+        return a + b
     if kind == "product":
-        value = Fraction(1)
-        for part in parts:
-            value *= part
-        return value
-    base, other = parts
+        return a * b
     if kind == "quotient":
-        return base / other if other else None
-    small = other.denominator == 1 and abs(other) * _bits(base) <= 4000 and (base or other > 0)
-    return base ** int(other) if small else None
+        return a / b if b else None
+    if b.denominator != 1 or abs(b) > MAX_MAGNITUDE or not (a or b > 0):
+        return None
+    size = math.log2(abs(a.numerator) or 1) + math.log2(a.denominator)
+    return a ** int(b) if abs(int(b)) * size <= MAX_MAGNITUDE else None
+
+
+def _factorial(n: Fraction) -> Fraction | None:
+    return Fraction(math.factorial(int(n))) if n.denominator == 1 and 0 <= n <= MAX_FACTORIAL else None
+
+
+def _binomial(n: Fraction, k: Fraction) -> Fraction | None:
+    if n.denominator != 1 or k.denominator != 1 or min(n, k) < 0 or max(n, k) > MAX_FACTORIAL:
+        return None
+    return Fraction(math.comb(int(n), int(k)))
+
+
+_EXACT = {"factorial": _factorial, "binomial": _binomial}
 
 
 def _bits(value: Fraction) -> int:
@@ -67,7 +96,7 @@ def same_value(a: Tree, b: Tree) -> bool | None:
     """Whether two formulas are one function of their letters; None: they have too few values in common to say.
 
     Raises:
-        TooLargeError: a value is above the bounds of this module.
+        TooLargeError: a value is above the bounds of this module, or the digits carried cannot tell them apart.
     """
     exact = rational(a), rational(b)
     if None not in exact:
@@ -120,22 +149,37 @@ def _compared(a: Tree, b: Tree, agree) -> bool | None:
     complex_only = has_constant(a, "i") or has_constant(b, "i")
     for kind in (_Complex,) if complex_only else (_Real, _Complex):
         points = [_point(names, k) for k in range(POINTS if names else 1)]
-        defined = 0
+        defined = lost = 0
         for point in points:
+            first, second = kind(point), kind(point)
             try:
-                x, y = kind(point)(a), kind(point)(b)
+                x, y = first(a), second(b)
             except (UndefinedError, ZeroDivisionError, ValueError):
                 continue
-            defined += 1
             if not agree(x, y):
                 return False
-        if defined >= (MIN_POINTS if names else 1):
+            defined += 1
+            lost += first.lossy or second.lossy
+        needed = MIN_POINTS if names else 1
+        if defined - lost >= needed:
             return True
+        if defined >= needed:
+            raise TooLargeError
     return None
 
 
 def _same(x, y) -> bool:
     return abs(x - y) <= _context().mpf(10) ** (20 - DIGITS) * max(1, abs(x), abs(y))
+
+
+def _is_not_zero(tree: Tree) -> bool:
+    """Whether a small value is no zero with an error of rounding, as that of cos(pi/2) is."""
+    kind, parts = (tree[1], tree[2:]) if tree[0] == "call" else (tree[0], tree[1:])
+    if rational(tree) is not None or kind in ("constant", "exp"):
+        return True
+    if kind in ("product", "quotient"):
+        return all(map(_is_not_zero, parts))
+    return kind in ("power", "root") and _is_not_zero(parts[0])
 
 
 def _point(names: list[str], k: int) -> dict:
@@ -165,6 +209,7 @@ class _Real:
     def __init__(self, point: dict):
         self.point = point
         self.c = _context()
+        self.lossy = False  # whether a sum has lost a part, or all its digits
 
     def __call__(self, tree: Tree):
         result = getattr(self, tree[0])(*tree[1:])
@@ -186,7 +231,31 @@ class _Real:
         return +getattr(self.c, name)
 
     def sum(self, *parts: Tree):
-        return self.c.fsum(map(self, parts))
+        values = list(map(self, parts))
+        total = self.c.fsum(values)
+        sizes = [self.c.mag(value) if value else None for value in values]
+        self.lossy = self.lossy or self._loses(parts, sizes, self.c.mag(total) if total else None)
+        return total
+
+    def _loses(self, parts: tuple[Tree, ...], sizes: list[int | None], total: int | None) -> bool:
+        """Whether digits of a sum that tell it from others are lost; sizes are powers of two, None that of 0.
+
+        Of x^1000 + 1 they are not: other points show both parts. A part without letters stays as large or small.
+        """
+        known = [size for size in sizes if size is not None]
+        if not known:
+            return False
+        low, high = min(known), max(known)
+        if high > LOST // 2 and (total is None or total < high - LOST):
+            return True
+        if high - low <= LOST:
+            return False
+        for part, size in zip(parts, sizes, strict=True):
+            if size is None or letters(part):
+                continue
+            if size > max(LOST // 2, low + LOST) or (size < min(-(LOST // 2), high - LOST) and _is_not_zero(part)):
+                return True
+        return False
 
     def product(self, *parts: Tree):
         return self.c.fprod(map(self, parts))
