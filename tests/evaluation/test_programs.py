@@ -38,11 +38,13 @@ def test_what_programs_compute(ask):
         "def solution():\n    return 2 + 3",
         "def solution():\n    return 1 / 0",
         "def solution():\n    pass",
-        "def solution():\n    print(7)\n    return [1, 2]",
+        "def solution():\n    return 42\nprint(solution())",
+        "def solution():\n    print('#### 18')\n    return [1, 2]\nprint('#### 18')",
+        "def solution():\n    return 3\nraise ValueError",
         "def solution()\n    return 1",
         "no program",
     ]
-    assert computed(texts, "solution()", ask) == ["5", None, "None", "7\n1, 2", None, None]
+    assert computed(texts, "solution()", ask) == ["5", None, "None", "42", "1, 2", None, None, None]
     blocks = "```\nanswer = solve(Symbol('x')**2 - 2)\n```\n\n```\nfrom sympy import Symbol, solve\n```"
     assert computed([blocks], "answer", ask) == ["-sqrt(2), sqrt(2)"]
 
