@@ -1,5 +1,7 @@
 """Evaluation with a scripted policy: every problem counts once, whatever the batch, and what fails is not right."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from grpo_jax.evaluation.evaluate import (
     run_task,
 )
 from grpo_jax.evaluation.judging import Judgement
-from grpo_jax.evaluation.voting import RIGHT_ANSWER, classes
+from grpo_jax.evaluation.voting import BUDGET, RIGHT_ANSWER, classes, same_answer
 from grpo_jax.types import Problem
 
 PROBLEMS = [Problem(question=f"{i}+0", answer=str(i), id=f"p{i}") for i in range(10)]
@@ -149,9 +151,28 @@ def test_wrong_answers_vote_by_their_class():
         found = graded(rows)
         assert len(set(found.votes[0][:3])) == 1 and found.votes[0][3] == RIGHT_ANSWER
         assert numbers(found, found, (4,))["maj@4"]["value"] == 0.0
-    as_text = classes(["0.5", "x+1", "1+x", "7"], [False] * 3 + [True], same=lambda a, b: False)
+    as_text = classes(["0.5", "x+1", "1+x", "7"], [False] * 3 + [True], same=lambda a, b, by_value: False)
     assert len(set(as_text)) == 4
     assert classes([None, "1", "1.0"], [False, False, False])[0] is None
+
+
+def test_votes_of_many_formulas_take_bounded_time():
+    """By value while there is time, here for the first three pairs; then by exact rules alone, and it is said."""
+    seconds, asked = iter(range(100)), []
+
+    def same(a, b, *, by_value):
+        asked.append(by_value)
+        return same_answer(a, b, by_value=by_value)
+
+    with pytest.warns(UserWarning, match="by exact rules only"):
+        votes = classes(["x+1", "1+x", "x+2", "x+3", "2+x", "x + 2"], [False] * 6, same, clock=lambda: next(seconds))
+    assert asked[:3] == [True] * 3 and not any(asked[3:]) and len(asked) > 3
+    assert votes[0] == votes[1] and votes[2] == votes[5] and len(set(votes)) == 4
+    formulas = ["+".join(rf"\sqrt[3]{{x_{{{i}}}-{k}}}\sin({i + k}y)" for i in range(25)) for k in range(64)]
+    start = time.monotonic()
+    with pytest.warns(UserWarning):
+        assert len(set(classes(formulas, [False] * 64))) == 64
+    assert time.monotonic() - start < BUDGET + 3.0
 
 
 def test_right_answers_in_other_forms_vote_together():
