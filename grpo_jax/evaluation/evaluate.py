@@ -99,8 +99,10 @@ def run_task(
 
     What is `known` is not judged again and not kept again; a batch of which something is missing is made again as it
     was, since a sample's noise depends on its problem and its number alone. `keep` gets the new ones of each batch.
+    What is known as too long a prompt, and fits now, is made like what is missing.
     """
-    known, usable = dict(known or {}), set(map(int, task.usable))
+    usable = set(map(int, task.usable))
+    known = {place: one for place, one in (known or {}).items() if one.reason != TOO_LONG or place[0] not in usable}
     for i in range(len(task.problems)):
         if i not in usable:
             lost = [Completion(i, g, "", 0, False, None, "wrong", TOO_LONG) for g in range(num_samples)]

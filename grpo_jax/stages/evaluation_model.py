@@ -202,11 +202,12 @@ def load_policy(run: Run, checkpoint: Checkpoint | None) -> Any:
 
 
 def identity(model: str, checkpoint: Checkpoint | None, config: Config | None) -> dict[str, Any]:
-    """Which weights they are, so that records of others are not gone on with."""
+    """Which weights they are, and in what they compute, so that records of others are not gone on with."""
+    dtype = {"dtype": config.model.dtype if config else None}
     if checkpoint:
         seal = manifest.read(checkpoint.folder / str(checkpoint.step))
         digest = hashlib.sha256(repr(sorted(seal["files"].items())).encode()).hexdigest()
-        return {"stage": checkpoint.stage, "step": checkpoint.step, "files": digest[:16]}
+        return {"stage": checkpoint.stage, "step": checkpoint.step, "files": digest[:16], **dtype}
     if model.startswith(PREFIX):
         return {"script": hashlib.sha256(Path(model.removeprefix(PREFIX)).read_bytes()).hexdigest()[:16]}
-    return dict(model_record(model)) | {"dtype": config.model.dtype if config else None}
+    return dict(model_record(model)) | dtype

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from grpo_jax.configure import ConfigError, difference
-from grpo_jax.evaluation.evaluate import Completion, Graded, Place, graded
+from grpo_jax.evaluation.evaluate import TOO_LONG, Completion, Graded, Place, graded
 from grpo_jax.reporting.files import is_primary, to_json, write_atomically
 
 SETTINGS, RESULT = "settings.json", "result.json"
@@ -28,7 +28,8 @@ class Store:
     """The records of one way of completing, in one file that only grows.
 
     Every line was on the disk before the next batch began; a line that a kill has cut is removed, and its sample made
-    again. Only process 0 writes.
+    again. Of a prompt that was too long and fits now there are two lines, and the later one counts. Only process 0
+    writes.
     """
 
     def __init__(self, path: Path, ids: list[str]):
@@ -56,7 +57,8 @@ class Store:
                 file.truncate(whole)
         for number, line in enumerate(content[:whole].splitlines(), start=1):
             one = record_of(line, f"{self.path}:{number}")
-            if (one.index, one.sample) in self.known:
+            before = self.known.get((one.index, one.sample))
+            if before is not None and (before.reason != TOO_LONG or one.reason == TOO_LONG):
                 raise ConfigError(f"{self.path}:{number}: sample {one.sample} of problem {one.index} a second time")
             self.known[one.index, one.sample] = one
 

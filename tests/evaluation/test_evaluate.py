@@ -133,6 +133,19 @@ def test_known_samples_are_neither_made_nor_kept_again():
         assert again.texts == whole.texts and (again.right == whole.right).all()
 
 
+def test_a_prompt_that_fits_by_now_is_asked():
+    """Only its samples are made and kept, and the result is that of an evaluation in which it always fitted."""
+    kept, rest = [], []
+    task = scripted(6, usable=[1, 2, 3, 5, 9])
+    run_task(task, task.sampled, None, 6, batch_prompts=4, keep=kept.extend)
+    known = {(one.index, one.sample): one for one in kept}
+    task = scripted(6, usable=[0, 1, 2, 3, 5, 9])
+    found = run_task(task, task.sampled, None, 6, batch_prompts=4, known=known, keep=rest.extend)
+    assert {one.index for one in rest} == {0} and len(rest) == 6 and found.too_long == 4
+    whole = run_task(task, task.sampled, None, 6, batch_prompts=4)
+    assert found.texts == whole.texts and (found.right == whole.right).all()
+
+
 def test_records_tell_what_happened():
     rows = list(records(PROBLEMS, of_script(6, 4)))
     assert rows[3]["id"] == "p3" and rows[3]["answer"] == "3"

@@ -103,7 +103,7 @@ def test_broken_off_and_gone_on(way, trained, sums, tmp_path, capfd):
 
 
 def test_a_prompt_that_does_not_fit_is_wrong(trained, sums, tmp_path):
-    """The model has no room for it: it is asked for, and counted apart."""
+    """The limit has no room for it: it is asked for, and counted apart; with a higher one the same command asks it."""
     long = tmp_path / "aime.jsonl"
     long.write_text(sums.read_text() + json.dumps({"problem": "1+" * 20 + "1=", "answer": "21"}) + "\n")
     words = ("--benchmarks", "aime", "--data", long, "--samples", 2, "--max-tokens", 4)
@@ -111,6 +111,20 @@ def test_a_prompt_that_does_not_fit_is_wrong(trained, sums, tmp_path):
     found = result(tmp_path / "out", "aime")
     assert found["num_problems"] == 6 and found["counts"]["greedy"]["prompt too long"] == 1
     assert found["counts"]["sampled"] == found["counts"]["sampled"] | {"samples": 12, "prompt too long": 2}
+    before = records(tmp_path / "out")
+    evaluated(trained, *words, "--out", tmp_path / "out", "--prompt.max_prompt_length", 48)
+    assert result(tmp_path / "out", "aime")["counts"]["sampled"]["prompt too long"] == 0
+    after = records(tmp_path / "out")
+    assert all(after[name].startswith(text) for name, text in before.items())
+    evaluated(trained, *words, "--out", tmp_path / "out", "--prompt.max_prompt_length", 48)
+    assert records(tmp_path / "out") == after
+
+
+def test_records_of_another_dtype_are_not_gone_on_with(trained, sums, tmp_path, capfd):
+    words = (trained, "--benchmarks", "aime", "--data", sums, "--samples", 2, "--max-tokens", 4, "--limit", 1)
+    evaluated(*words, "--out", tmp_path / "out")
+    evaluated(*words, "--out", tmp_path / "out", "--model.dtype", "bfloat16", code=2)
+    assert "model.dtype: 'float32' -> 'bfloat16'" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
