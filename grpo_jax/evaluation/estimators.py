@@ -109,12 +109,15 @@ def weighted_vote(answers: Sequence[Sequence[Hashable | None]], scores: ArrayLik
     """Whether the class with the largest sum of scores is right: `argmax_a sum_i 1[a_i = a] score_i`.
 
     `answers` [problems][n] as in `majority_at_k`, `scores` [problems, n] float (a reward model's; a vote is worth its
-    score, so they should not be negative), `correct` [problems, n] bool -> [problems]. None never wins; of classes
-    with equal sums each wins with the same probability. All n samples vote: there is no exact form for subsets.
+    score), `correct` [problems, n] bool -> [problems]. None never wins; of classes with equal sums each wins with the
+    same probability. All n samples vote: there is no exact form for subsets. Raises ValueError for a negative score,
+    with which the most votes would win least.
     Source: arXiv:2312.08935, eq. 6 (self-consistency with a verifier).
     """
     correct = _samples(correct)
     scores = _scores("weighted_vote", scores, correct)
+    if (scores < 0.0).any():
+        raise ValueError(f"weighted_vote: a score is {scores.min():g}, and none may be below 0; give probabilities")
     return np.array([_weighted(*row) for row in zip(answers, scores, correct, strict=True)])
 
 

@@ -173,7 +173,8 @@ def by_problem(
 
     With `scores` [problems, n] of a reward model (default: the samples' own) also best@k and weighted@n. In maj@k all
     right answers of a problem vote together, wrong ones by their class, and a sample from which no answer could be read
-    has no vote. What the published rules say is `official/greedy` and `official/mean@n`.
+    has no vote. What the published rules say is `official/greedy` and `official/mean@n`. There is no weighted@n of
+    scores of which one is negative: a vote is worth its score, and these would turn it round.
     """
     found = {}
     if greedy is not None:
@@ -188,7 +189,8 @@ def by_problem(
         found[f"pass@{k}"] = pass_at_k(sampled.right, k)
         found[f"maj@{k}"] = majority_at_k(sampled.votes, sampled.right, k)
         found |= {} if scores is None else {f"best@{k}": best_of_k(scores, sampled.right, k)}
-    found |= {} if scores is None else {f"weighted@{n}": weighted_vote(sampled.votes, scores, sampled.right)}
+    if scores is not None and np.min(scores) >= 0.0:
+        found[f"weighted@{n}"] = weighted_vote(sampled.votes, scores, sampled.right)
     return found
 
 

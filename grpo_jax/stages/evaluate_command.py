@@ -256,7 +256,14 @@ def scores_of(path: Path | None, task: Task, sampled: Graded) -> np.ndarray | No
     """The scores of a file, for this task's samples."""
     if path is None:
         return None
-    return read_scores(path, task.name, [problem.id for problem in task.problems], sampled.right.shape[1])
+    scores = read_scores(path, task.name, [problem.id for problem in task.problems], sampled.right.shape[1])
+    if scores is not None and scores.min() < 0.0 and is_primary():
+        print(
+            f"--scores {path}: the least score of {task.name} is {scores.min():g}; a vote is worth its score, so "
+            "weighted@n is left out; for it give scores from 0, such as probabilities",
+            flush=True,
+        )
+    return scores
 
 
 def keep_results(

@@ -115,7 +115,8 @@ def answers_of_programs(run: Run, result: str, texts: Sequence[str]) -> list[str
 def scorer_of(run: Run) -> Callable[[Rollout], np.ndarray] | None:
     """The scores of `evaluation.scorer`, whose model is opened when it is first asked; None without one.
 
-    Raises `RewardError` for a reward model that is not there or does not fit, before device memory is taken.
+    Raises `RewardError` for a reward model that is not there or does not fit, and for scores that may be negative,
+    before device memory is taken.
     """
     c: EvaluationConfig = run.config.evaluation
     if c.scorer is None:
@@ -123,6 +124,11 @@ def scorer_of(run: Run) -> Callable[[Rollout], np.ndarray] | None:
     reward = load_reward(c.scorer)
     if reward.learned is None:
         raise RewardError(f"evaluation.scorer: {c.scorer.kind} is no reward model; give {{kind: learned, path: RUN}}")
+    if c.scorer.value == "logit" or (c.scorer.unfinished or 0.0) < 0.0:
+        raise RewardError(
+            f"evaluation.scorer: with value {c.scorer.value} and unfinished {c.scorer.unfinished} scores may be "
+            "negative, and in weighted@n a vote is worth its score; set value to probability, and unfinished to 0 or null"
+        )
     check_learned(run, [reward])
     opened = functools.cache(lambda: open_scorer(run, reward.learned))
     return lambda rollout: global_to_host(opened()(rollout))

@@ -253,6 +253,8 @@ def test_weighted_vote_by_hand():
     equal = [["a", "b", "a", None]]
     votes = majority_at_k(equal, [[True, False, True, False]], 4)
     assert weighted_vote(equal, np.ones((1, 4)), [[True, False, True, False]]) == votes
+    with pytest.raises(ValueError, match=r"a score is -0\.5"):
+        weighted_vote([["a", "b"]], [[-0.5, 0.5]], [[True, False]])
 
 
 @pytest.mark.parametrize("function", [lambda s, c: best_of_k(s, c, 1), lambda s, c: weighted_vote([["a"]], s, c)])

@@ -96,8 +96,8 @@ def test_against_another_run(data, tmp_path, capfd):
     assert (tmp_path / "b" / "maj_pass_at_k.svg").read_text().count("stroke-dasharray") >= 4
 
 
-def test_scores_of_another_model(data, tmp_path):
-    """A scorer that likes the second sample and the wrong third one."""
+def test_scores_of_another_model(data, tmp_path, capfd):
+    """A scorer that likes the second sample and the wrong third one; negative scores cannot be votes."""
     script = write_script(tmp_path / "a.jsonl", ["gsm8k"])
     scores = tmp_path / "scores.jsonl"
     values = {0: 0.1, 1: 0.6, 2: 0.8, 3: 0.0}
@@ -105,7 +105,12 @@ def test_scores_of_another_model(data, tmp_path):
     scores.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = evaluated(*command(script, ["gsm8k"], data, tmp_path / "out", "--scores", str(scores)))["gsm8k"]["metrics"]
     assert found["best@4"]["value"] == 0.0 and found["weighted@4"]["value"] == 0.0 and found["maj@4"]["value"] == 1.0
-    assert found["best@1"]["value"] == pytest.approx(0.5)
+    assert found["best@1"]["value"] == pytest.approx(0.5) and "is left out" not in capfd.readouterr().out
+    lower = [line | {"score": line["score"] - 1.0} for line in lines]
+    scores.write_text("".join(json.dumps(line) + "\n" for line in lower))
+    again = evaluated(*command(script, ["gsm8k"], data, tmp_path / "out", "--scores", str(scores)))["gsm8k"]["metrics"]
+    assert again == {name: entry for name, entry in found.items() if name != "weighted@4"}
+    assert "the least score of gsm8k is -1" in capfd.readouterr().out
     scores.write_text(scores.read_text().splitlines()[0] + "\n")
     assert main(command(script, ["gsm8k"], data, tmp_path / "out", "--scores", str(scores))) == 2
 

@@ -70,7 +70,15 @@ def test_a_reward_model_scores_the_samples(tmp_path, workers):
     assert all(0 <= score <= 1 for score in scores) and len(set(scores)) > 1
 
 
-def test_a_scorer_that_is_no_reward_model_is_refused(tmp_path, workers):
-    file = write_settings(tmp_path / "run.yaml", evaluation={**EVALUATION, "scorer": {"kind": "accuracy"}})
-    with pytest.raises(ValueError, match=r"evaluation\.scorer: accuracy is no reward model"):
+@pytest.mark.parametrize(
+    ("scorer", "message"),
+    [
+        ({"kind": "accuracy"}, "accuracy is no reward model"),
+        ({"kind": "learned", "value": "logit", "unfinished": None}, "with value logit and unfinished None scores may"),
+        ({"kind": "learned", "unfinished": -1.0}, "with value probability and unfinished -1.0 scores may be negative"),
+    ],
+)
+def test_a_scorer_that_cannot_vote_is_refused(scorer, message, tmp_path, workers):
+    file = write_settings(tmp_path / "run.yaml", evaluation={**EVALUATION, "scorer": scorer})
+    with pytest.raises(ValueError, match=rf"evaluation\.scorer: {message}"):
         run(file, tmp_path / "run", workers)
