@@ -10,7 +10,8 @@ where an output would leave the policy no token; DeepSeek-Math's loop ends after
 output.
 
 Each program runs after those before it of its completion, in one namespace (`tools/sandbox.py`): what the state is does
-not depend on who else runs, and a worker that dies costs one result.
+not depend on who else runs, and a worker that dies costs one result. One that was stopped is not run again: it would
+stop those that follow.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from grpo_jax.types import Prompts, Rollout
 
 STEPS = 16  # tokens of a row between two looks of the host
 FINE = ("ok", "truncated")  # how a program ends that did not fail
+STOPPED = ("timeout", "memory", "killed", "refused")  # how one ends that would end its replay as well
 
 
 class Tool(NamedTuple):
@@ -88,7 +90,8 @@ class Use:
 class _Completion:
     """What the host knows of a completion that has paused."""
 
-    programs: list[str] = field(default_factory=list)
+    programs: list[str] = field(default_factory=list)  # that the next one goes on from
+    rounds: int = 0  # of programs that were asked for, those that were stopped as well
     start: int = 0  # of what the policy has written since it last heard something
     answer: Future[ToolResult] | None = None
     seconds: float = 0.0  # from asking to the answer
@@ -162,18 +165,20 @@ class RoundSampler:
         program = closed_program(text)
         if program is None:
             return GO_ON
-        if len(completion.programs) == self.tool.max_rounds:
+        if completion.rounds == self.tool.max_rounds:
             self.use.cut += 1
             return END
         completion.seconds, completion.ends_line = -time.monotonic(), text.endswith("\n")
         completion.answer = self.tool.ask(program, completion.programs)
         completion.answer.add_done_callback(completion.stop_clock)
-        completion.programs = [*completion.programs, program]
+        completion.programs, completion.rounds = [*completion.programs, program], completion.rounds + 1
         return 0
 
     def hear(self, completion: _Completion, t: int) -> list[int] | None:
         """The tokens of the answer that has come; None if they leave no room for the policy's next one."""
         result = completion.answer.result()
+        if result.status in STOPPED:
+            completion.programs = completion.programs[:-1]
         self.use.calls += 1
         self.use.failed += result.status not in FINE
         self.use.seconds += completion.seconds

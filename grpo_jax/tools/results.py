@@ -18,8 +18,8 @@ class ToolResult(NamedTuple):
     """How a program ended, and the text for the model.
 
     ok: it ended by itself. truncated: so it did, and the middle of its output was cut out. error: an exception, whose
-    last line ends the text. timeout: over its wall or CPU time. memory: over its memory. killed: by a signal, or the
-    sandbox died under it. refused: not run.
+    last line ends the text. timeout: over its wall or CPU time. memory: over its memory. killed: by a signal, or by
+    ending its own process, or the sandbox died under it. refused: not run.
     """
 
     status: Status

@@ -173,8 +173,10 @@ def _answer(printed: Capture, said: Capture, end: _End, limits: dict[str, Any], 
         return _ended("killed", before, f"Killed: {_signal(-end.code)}")
     if not began:
         return _ended("killed", before, "Killed: an earlier block ended the program")
-    if kind == program.ERROR or (kind != program.VALUE and end.code):
-        return _ended("error", before, text or f"SystemExit: {end.code}")
+    if not kind:  # os._exit, or its descriptors are gone
+        return _ended("killed", before, f"Killed: the program ended its process with {end.code}")
+    if kind == program.ERROR:
+        return _ended("error", before, text)
     if kind == program.MEMORY:
         return _ended("memory", before, text)
     return {"status": "truncated" if printed.cut or said.cut else "ok", "text": before or text}

@@ -308,6 +308,34 @@ def test_in_the_sandbox():
     assert use.calls == 6 and use.failed == 3
 
 
+@pytest.mark.parametrize("status", ["timeout", "memory", "killed", "refused"])
+def test_a_program_that_was_stopped_is_not_run_again(status):
+    """It counts as a round, and what comes after goes on from those before it."""
+
+    def stopped(blocks):
+        return ToolResult(status, "no") if blocks[-1] == "bad" else echo(blocks)
+
+    rows = [block("a"), heard("1"), block("bad"), heard("no"), block("b"), heard("2"), block("c"), "no more", EOS]
+    rollout, use, tool = play([rows], Tools(stopped), max_rounds=3)
+    check(rollout, 0, rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6])
+    assert tool.asked == [["a"], ["a", "bad"], ["a", "b"]]
+    assert use.cut == 1 and use.failed == 1
+
+
+def test_a_round_after_one_that_was_stopped():
+    """In the sandbox: after a time limit, a signal, an exit of the process."""
+    bad = ["while 1: 1", "import os\nos.abort()", "import os\nos._exit(3)", "import os\nos._exit(0)"]
+    limits = Limits(wall=2.0)
+    with entered("auto", 2) as sandbox:
+        tool = Tools(lambda blocks: sandbox.submit(blocks[-1], limits, earlier=blocks[:-1]).result())
+        said = [result.text for result in sandbox.map(bad, limits)]
+        rows = [[block(b), heard(s), block("6*7"), heard("42"), EOS] for b, s in zip(bad, said, strict=True)]
+        rollout, use, _ = play(rows, tool)
+    for row, pieces in enumerate(rows):
+        check(rollout, row, *pieces[:4], EOS)
+    assert use.calls == 8 and use.failed == 4
+
+
 def test_a_tool_that_fails_stops_the_run():
     def breaks(blocks):
         raise AssertionError

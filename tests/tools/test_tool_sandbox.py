@@ -39,6 +39,8 @@ HONEST = [
     ("import sys\nprint(7); sys.exit('bad')", "error", "7\nSystemExit: bad"),
     ("print(7); exit()", "ok", "7"),
     ("print(7)\nquit(3)", "error", "7\nSystemExit: 3"),
+    ("import os\nprint(7)\nos._exit(3)", "killed", "7\nKilled: the program ended its process with 3"),
+    ("import os\nos._exit(0)", "killed", "Killed: the program ended its process with 0"),
     (
         "class Bad(Exception):\n  def __str__(self): raise MemoryError\nraise Bad",
         "error",
