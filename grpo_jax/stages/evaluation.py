@@ -58,6 +58,10 @@ EVALUATION_STREAM = 1_000_003
 # A reward above this is a right answer.
 RIGHT = 0.5
 
+# The styles of benchmarks whose completions are written in rounds where there is a tool. In the others a block is text;
+# a `program` is run when it is written, and not read by the policy again.
+IN_ROUNDS = ("as_run", "tool")
+
 
 class Evaluator(NamedTuple):
     """The tasks of a run, shared by all its evaluations; their programs are compiled once."""
@@ -90,20 +94,25 @@ def prepare(run: Run) -> Evaluator:
 
 
 def tasks_of(run: Run) -> tuple[Task, ...]:
-    """The tasks of a run's evaluation, with programs that all of them share: they are of one shape."""
+    """The tasks of a run's evaluation, with programs that they share: they are of one shape, with or without a tool."""
     c: EvaluationConfig = run.config.evaluation
-    programs = programs_of(run, lambda model, sampling: open_sampler(run, "evaluation", sampling))
-    of_source = [source_task(run, programs)] if c.source else []
-    return (*of_source, *(benchmark_task(run, config, programs) for config in c.benchmarks or ()))
+    scorer = scorer_of(run)
+    with_tool = programs_of(run, lambda model, sampling: open_sampler(run, "evaluation", sampling), scorer)
+    plain = programs_of(run, sampling_program, scorer) if "evaluation" in run.tools else with_tool
+    of_source = [source_task(run, with_tool)] if c.source else []
+    of_benchmarks = (
+        benchmark_task(run, config, with_tool if config.style in IN_ROUNDS else plain) for config in c.benchmarks or ()
+    )
+    return (*of_source, *of_benchmarks)
 
 
-def programs_of(run: Run, open_program: Callable[..., Any]) -> Programs:
+def programs_of(run: Run, open_program: Callable[..., Any], scorer: Callable[[Rollout], np.ndarray] | None) -> Programs:
     """Both ways to make completions, each opened from the model and its sampling."""
     c: EvaluationConfig = run.config.evaluation
     return Programs(
         greedy=open_program(run.model, run.sampling(c.sampling, 1, greedy=True, decode_rows=c.decode_rows)),
         sampled=open_program(run.model, run.sampling(c.sampling, c.num_samples, decode_rows=c.decode_rows)),
-        scorer=scorer_of(run),
+        scorer=scorer,
     )
 
 
@@ -181,8 +190,7 @@ def benchmark_task(run: Run, config: BenchmarkConfig, programs: Programs) -> Tas
     key = jax.random.fold_in(run_key(run.config.seed), EVALUATION_STREAM)
     key = jax.random.fold_in(key, zlib.crc32(benchmark.name.encode()))  # other noise for the n-th problem of each
     judged = partial(judge_benchmark, benchmark, config.style, stop, workers=run.workers)
-    if config.style == "program":  # which is run when it is written, and not read by the policy again
-        programs = programs_of(run, sampling_program)
+    if config.style == "program":
         judged = partial(judged, read=partial(answers_of_programs, run, benchmark.program.result))
     return task_of(view, benchmark.name, problems, programs, key, stop, judged)
 

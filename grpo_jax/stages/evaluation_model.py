@@ -133,7 +133,8 @@ def section(own: Mapping[str, Any], asking: Asking, wanted: Sequence[str]) -> di
     same = {key: own[key] for key in ("source", "reward") if HELD_OUT in wanted and own.get(key)}
     benchmarks = [benchmark_settings(kind, asking) for kind in wanted if kind != HELD_OUT]
     programs = asking.style in ("tool", "program")
-    tools = own.get("tools") or ({"kind": "python"} if programs else None)
+    unused = HELD_OUT not in wanted and asking.style in ("zero_shot", "few_shot")
+    tools = None if unused else own.get("tools") or ({"kind": "python"} if programs else None)
     return {
         **same,
         **({"tools": tools} if tools else {}),

@@ -1,11 +1,23 @@
 """Benchmarks in training: the same tasks as launch/evaluate.py, in the log and before and after."""
 
+import contextlib
 import json
+from concurrent.futures import Future
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
-from small_runs import EVALUATION, metrics, run, write_settings
+from small_runs import EVALUATION, SUMS, metrics, run, write_settings
 
 from grpo_jax.configure import ConfigError
+from grpo_jax.data.sources.arithmetic import Config, alphabet
+from grpo_jax.data.tokenizer import character_tokenizer
+from grpo_jax.evaluation.prompts import Prompting
+from grpo_jax.sampler import pauses, sample
+from grpo_jax.stages import evaluation
+from grpo_jax.tools import python
+from grpo_jax.tools.results import ToolResult
 
 
 def with_benchmarks(folder, **settings):
@@ -43,6 +55,41 @@ def test_refused_before_training(settings, words, tmp_path, workers):
     with pytest.raises((ConfigError, ValueError), match=words):
         run(file, tmp_path / "run", workers)
     assert not (tmp_path / "run" / "sft").exists()
+
+
+@pytest.mark.parametrize(
+    ("style", "runs"), [("zero_shot", False), ("few_shot", False), ("tool", True), ("as_run", True)]
+)
+def test_styles_that_read_what_programs_print(style, runs, tmp_path, workers, monkeypatch):
+    """With `evaluation.tools`, a block of a style that does not ask for programs is text like any other."""
+    said, asked = "```python\n1+2\n```", []
+    ids = character_tokenizer(alphabet(Config(tool_rate=1.0)))(said + "\n```output\n3\n```\n3<eos>")["input_ids"]
+
+    def draw(logits, keys, t, distribution):
+        token = jnp.asarray(ids + [0] * 40, jnp.int32)[t]
+        return token, jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], 1)[:, 0]
+
+    def ask(program, earlier):
+        asked.append(program)
+        answer = Future()
+        answer.set_result(ToolResult("ok", "9"))
+        return answer
+
+    for module in (pauses, sample):
+        monkeypatch.setattr(module, "draw", draw)
+    monkeypatch.setattr(python, "build", lambda c: contextlib.nullcontext(SimpleNamespace(record={})))
+    monkeypatch.setattr(python, "asking", lambda built, c: ask)
+    # The alphabet of sums has no words to ask in.
+    monkeypatch.setattr(evaluation, "prompting", lambda benchmark, style, base, **_: Prompting(base))
+    settings = with_benchmarks(tmp_path, style=style) | {"tools": {"kind": "python", "max_output_tokens": 4}}
+    settings |= {"source": None, "reward": None, "sampling": {"max_completion_length": 40}}
+    source = {**SUMS, "tool_rate": 1.0}
+    file = write_settings(tmp_path / "run.yaml", sft=None, rl={"source": source}, evaluation=settings)
+    run(file, tmp_path / "run", workers, "--only", "evaluation")
+    lines = (tmp_path / "run" / "evaluation" / "before.aime.samples.jsonl").read_text().splitlines()
+    texts = {one["text"] for line in lines for one in json.loads(line)["samples"]}
+    assert texts == {f"{said}\n```output\n{9 if runs else 3}\n```\n3"}
+    assert set(asked) == ({"1+2"} if runs else set())
 
 
 @pytest.mark.slow
