@@ -57,7 +57,7 @@ def table(sandbox: Sandbox) -> int:
             last = " ".join(result.text[-60:].split())
             print(f"{name:58} {verdict[:40]:12} {result.status:9} {ascii(last)[1:-1]}")
         harm = host.harm()
-    rest = selftest.attack(sandbox.submit, names=())
+    rest = selftest.attack(sandbox.submit, sandbox.record["workers"], names=())
     for name, verdict in rest.items():
         print(f"{name:58} {verdict}")
     through += sum(verdict != selftest.CONTAINED for verdict in rest.values()) + (harm is not None)

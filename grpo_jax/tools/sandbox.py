@@ -72,7 +72,7 @@ class Sandbox:
         try:
             self._start(view(self._packages))
             if self._attacks and self.record["backend"] in SAFE:
-                self.record["attacks"] = selftest.attack(self.submit)
+                self.record["attacks"] = selftest.attack(self.submit, self._size)
                 self._judge(self.record["attacks"])
         except BaseException:
             self.close()

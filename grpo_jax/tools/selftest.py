@@ -73,11 +73,12 @@ def host() -> Iterator[Host]:
         yield Host(file.name, content, server, abstract)
 
 
-def attack(submit: Submit, names: tuple[str, ...] = tuple(attacks.QUICK)) -> dict[str, str]:
+def attack(submit: Submit, workers: int, names: tuple[str, ...] = tuple(attacks.QUICK)) -> dict[str, str]:
     """Run attacks and controls, and say of each `contained`, or what came through.
 
     Args:
         submit: of a sandbox.
+        workers: that it has.
         names: the attacks; by default those that end by themselves.
     """
     with host() as target:
@@ -85,7 +86,7 @@ def attack(submit: Submit, names: tuple[str, ...] = tuple(attacks.QUICK)) -> dic
         futures = {name: submit(attacks.program(name, places), LIMITS) for name in names}
         found = {name: judged(future.result(), target.content) for name, future in futures.items()}
         found["harms the host"] = target.harm() or CONTAINED
-    found["leaves something behind"] = _left(submit)
+    found["leaves something behind"] = _left(submit, workers)
     for name, (code, wanted) in CONTROLS.items():
         result = submit(code, LIMITS).result()
         works = result.status == "ok" and result.text == wanted
@@ -104,10 +105,10 @@ def judged(result: ToolResult, secret: str) -> str:
     return CONTAINED
 
 
-def _left(submit: Submit) -> str:
-    """Whether a program sees what the one before it left, whichever worker ran that."""
-    kept = [submit(LEAVE, LIMITS) for _ in range(4)]
-    seen = [submit(LOOK, LIMITS) for _ in range(4)]
-    _ = [future.result() for future in kept]
+def _left(submit: Submit, workers: int) -> str:
+    """Whether a program sees what one before it left, whichever worker ran that."""
+    for future in [submit(LEAVE, LIMITS) for _ in range(workers)]:
+        future.result()  # all of them are over before any looks
+    seen = [submit(LOOK, LIMITS) for _ in range(2 * workers)]  # so that those that left something get one
     texts = [future.result().text for future in seen]
     return CONTAINED if set(texts) == {"[] False"} else f"came through: {texts}"

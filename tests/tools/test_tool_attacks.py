@@ -1,8 +1,10 @@
 """Attacks on the Python tool: each must be contained, and leave the host, the trainer and the next program alone."""
 
 import os
+import queue
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -131,9 +133,29 @@ def test_the_self_test_sees_what_comes_through():
     def leaky(code, limits=None, **_):
         return Done(ToolResult("ok", "ESCAPED 1"))
 
-    found = selftest.attack(leaky)
+    found = selftest.attack(leaky, 2)
     assert len(found) > 50
     assert [name for name, how in found.items() if how == selftest.CONTAINED] == ["harms the host"]
+
+
+@pytest.mark.parametrize("leak", [0, 3, 7])
+def test_the_self_test_sees_what_is_left(leak):
+    """By one of eight workers, which take turns as those of the sandbox do."""
+    idle, dirty = queue.SimpleQueue(), set()
+    for number in range(8):
+        idle.put(number)
+
+    def run(code):
+        number = idle.get()
+        text = "['/tmp/left'] True" if number in dirty else "[] False"
+        if code == selftest.LEAVE and number == leak:
+            dirty.add(number)
+        idle.put(number)
+        return ToolResult("ok", text)
+
+    with ThreadPoolExecutor(8) as threads:
+        found = selftest.attack(lambda code, limits: threads.submit(run, code), 8, ())
+    assert found["leaves something behind"].startswith("came through: ")
 
 
 def test_the_self_test_sees_harm(tmp_path):
@@ -147,18 +169,18 @@ def test_the_self_test_sees_harm(tmp_path):
                 Path(word).write_text("taken")
         return Done()
 
-    assert selftest.attack(harmful, ("writes over a host file",))["harms the host"] == "a host file was changed"
+    assert selftest.attack(harmful, 2, ("writes over a host file",))["harms the host"] == "a host file was changed"
 
 
 def test_a_sandbox_that_does_not_hold_is_refused(sandbox, monkeypatch):
-    monkeypatch.setattr(selftest, "attack", lambda submit: {"reads a host file": "came through: root"})
+    monkeypatch.setattr(selftest, "attack", lambda submit, workers: {"reads a host file": "came through: root"})
     with pytest.raises(SandboxError, match="does not hold: reads a host file: came through"):
         Sandbox(sandbox.record["backend"], workers=1).__enter__()
 
 
 def test_the_self_test_is_recorded(sandbox, capsys):
     started = time.monotonic()
-    found = selftest.attack(sandbox.submit)
+    found = selftest.attack(sandbox.submit, sandbox.record["workers"])
     assert set(found.values()) == {selftest.CONTAINED}, {k: v for k, v in found.items() if v != selftest.CONTAINED}
     with capsys.disabled():
         print(f"\n{sandbox.record['backend']}: {len(found)} attacks and controls in {time.monotonic() - started:.2f} s")
