@@ -52,11 +52,16 @@ def parser() -> Parser:
     add("--shots", metavar="FILE", help="JSON file of the few-shot prompts")
     add("--limit", type=positive, help="only the first so many problems of each benchmark")
     add("--samples", type=positive, help="samples of each problem (default: the run's num_samples, or 8)")
-    add("--k", metavar="1,4,8", help="of pass@k and maj@k (default: the run's own, or 1,4,8,16,32,64 up to n)")
+    add(
+        "--k",
+        type=numbers,
+        metavar="1,4,8",
+        help="of pass@k and maj@k (default: the run's own, or 1,4,8,16,32,64 up to n)",
+    )
     add("--temperature", type=float, help="of the samples (default: the run's own, or 0.7)")
     add("--max-tokens", type=positive, help="of a completion (default: the run's own, or 1024)")
     add("--stage", help="of a run; default: the last that has been started")
-    add("--step", help="of a run: a number, or best; default: the newest good checkpoint")
+    add("--step", type=step, help="of a run: a number, or best; default: the newest good checkpoint")
     add("--out", metavar="DIR", help="of the results (default: RUN/evaluate/STAGE-STEP, or runs/evaluate/MODEL)")
     add("--against", type=Path, metavar="DIR", help="another --out, of the same problems, to compare with in pairs")
     add("--scorer", metavar="RUN", help="a run with a reward model that scores the samples, for best@k and weighted@n")
@@ -69,6 +74,18 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
     return int(text)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers from 1, with commas between; raises `ArgumentTypeError`."""
+    return tuple(positive(word) for word in text.split(","))
+
+
+def step(text: str) -> str:
+    """The number of a step, or best; raises `ArgumentTypeError`."""
+    if text != "best" and not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of a step; write one, or best")
+    return text
 
 
 def places(words: list[str], kinds: list[str]) -> dict[str, str]:
@@ -127,7 +144,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
             shots=options.shots,
             limit=options.limit,
             samples=options.samples,
-            k=tuple(positive(word) for word in options.k.split(",")) if options.k else None,
+            k=options.k,
             temperature=options.temperature,
             max_tokens=options.max_tokens,
             out=options.out,
