@@ -142,11 +142,12 @@ def test_limits_must_be_positive():
 
 def test_results_come_while_others_run(sandbox):
     """Rows that wait for a slow program do not stop the others, and each future has its own row's result."""
-    started = time.monotonic()
-    slow = sandbox.submit("import time\ntime.sleep(2)\nprint('slow')")
+    if sandbox.record["workers"] < 2:
+        pytest.skip("one worker runs one program after the other")
+    slow = sandbox.submit("import time\ntime.sleep(4)\nprint('slow')")
     quick = [sandbox.submit(f"print({n})") for n in range(20)]
     assert [future.result().text for future in quick] == [str(n) for n in range(20)]
-    assert not slow.done() or time.monotonic() - started > 2
+    assert not slow.done()
     assert slow.result().text == "slow"
 
 
