@@ -50,6 +50,7 @@ from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import read_source
 from grpo_jax.stages.tooling import open_sampler
+from grpo_jax.training.interrupt import Interrupted
 from grpo_jax.types import Problem, Rollout
 
 # Folded into the run's seed, so that evaluation does not draw the noise of training.
@@ -336,7 +337,7 @@ def in_loop(evaluator: Evaluator) -> Callable[[Any], dict[str, float] | None]:
     def held_out(policy: Any) -> dict[str, float] | None:
         try:
             found = evaluate(evaluator, policy, go_on)
-        except Stopped:
+        except (Stopped, Interrupted):  # between two batches, or within one by a tool's rounds
             return None
         return {
             f"eval/{metric_name(task, name)}": float(row.mean())

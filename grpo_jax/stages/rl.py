@@ -18,6 +18,7 @@ run of its own (`reward_model.old_labels`).
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -57,6 +58,7 @@ from grpo_jax.stages.run import Run
 from grpo_jax.stages.tooling import in_rounds, tool_metrics
 from grpo_jax.training.critic import with_critic
 from grpo_jax.training.health import Health
+from grpo_jax.training.interrupt import Interrupted
 from grpo_jax.training.optimizer import learning_rates, make_optimizer
 from grpo_jax.training.state import abstract_copy, create_state
 from grpo_jax.types import TrainState
@@ -108,11 +110,12 @@ def train(
                     reference = programs.freeze(state.params)  # 3
                 drawn = ahead.popleft()
                 saved = to_save(stage, state, reference, drawn)
-                with run.keeping(checkpoints, step, saved, data):
+                with run.keeping(checkpoints, step, saved, data), contextlib.suppress(Interrupted):
                     batch = collect(stage, state, reference, drawn, progress)  # 6, 8, 9
                 run.leave_if_asked(checkpoints, step, total, saved, data)
                 state, updates, batch = improve(stage, state, batch, step)  # 10, 11
-                draw_ahead(stage, state, reference, ahead, step + 1)  # 5, 7 of a step to come, while the host writes
+                with contextlib.suppress(Interrupted):  # by a tool's rounds: this step is finished and saved first
+                    draw_ahead(stage, state, reference, ahead, step + 1)  # 5, 7 to come, while the host writes
                 done, saved = step + 1, to_save(stage, state, reference, *ahead)
                 batch, metrics = measure(stage, drawn, batch, updates, progress)
                 metrics |= {"learning_rate": rates[done * c.num_iterations - 1], "compiles": compiled(*programs)}

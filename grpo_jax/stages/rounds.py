@@ -50,6 +50,7 @@ from grpo_jax.tools.results import ToolResult
 from grpo_jax.types import Prompts, Rollout
 
 STEPS = 16  # tokens of a row between two looks of the host
+PATIENCE = 1.0  # seconds between two looks while all rows wait, in which it is seen whether the run is to stop
 FINE = ("ok", "truncated")  # how a program ends that did not fail
 STOPPED = ("timeout", "memory", "killed", "refused")  # how one ends that would end its replay as well
 
@@ -103,9 +104,20 @@ class _Completion:
 
 
 class RoundSampler:
-    """`(params, prompts, run key, step) -> Rollout`, as the program of `sampling_program`, with a tool."""
+    """`(params, prompts, run key, step) -> Rollout`, as the program of `sampling_program`, with a tool.
 
-    def __init__(self, model: Decoder, sampling: Sampling, tool: Tool, tokenizer: Any):
+    `look_up()` is called between rounds, on all processes at once; what it raises ends the rollout, which is lost.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        sampling: Sampling,
+        tool: Tool,
+        tokenizer: Any,
+        look_up: Callable[[], None] = lambda: None,
+    ):
+        self.look_up = look_up
         self.tool, self.tokenizer, self.use = tool, tokenizer, Use(1)
         self.special = [*special_strings(tokenizer), "```"]
         self.longest = tool.max_output_tokens + len(_ids(tokenizer, "\n" + HEAD)) + len(_ids(tokenizer, TAIL))
@@ -133,6 +145,7 @@ class RoundSampler:
             seen = global_to_host(seen)
             if not seen.active.any():
                 return close(prompts, state)
+            self.look_up()
             given = agree(self.answers(seen, known, nothing) if is_primary() else nothing)
 
     def _cache_size(self) -> int:
@@ -140,7 +153,7 @@ class RoundSampler:
         return sum(program._cache_size() for program in self.programs)
 
     def answers(self, seen: Seen, known: dict[tuple[int, int], _Completion], nothing: Given) -> Given:
-        """What is said to the rows that wait; if none decodes, at least one of them is told something."""
+        """What is said to the rows that wait; if none decodes, it waits a while for something to tell one of them."""
         given, pending = Given(*(x.copy() for x in nothing)), []
         for place in zip(*np.nonzero(seen.waiting), strict=True):
             completion = known.setdefault((int(place[0]), int(seen.job[place])), _Completion())
@@ -150,7 +163,7 @@ class RoundSampler:
                 pending.append((place, completion))
         if not (given.action.any() or (seen.active & ~seen.waiting).any()):
             before = time.monotonic()
-            wait([completion.answer for _, completion in pending], return_when=FIRST_COMPLETED)
+            wait([completion.answer for _, completion in pending], PATIENCE, return_when=FIRST_COMPLETED)
             self.use.waited += time.monotonic() - before
         for place, completion in pending:
             if completion.answer.done():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from grpo_jax.config import Config
@@ -53,10 +54,14 @@ def needed(config: Config, section: str, wanted: Collection[str]) -> bool:
 
 
 def open_sampler(run: Run, section: str, sampling: Sampling) -> Any:
-    """`(params, prompts, run key, step) -> Rollout` for a section: a compiled program, or rounds with its tool."""
+    """`(params, prompts, run key, step) -> Rollout` for a section: a compiled program, or rounds with its tool.
+
+    Rounds take as long as the programs of the policy; so they raise `Interrupted` when the run is asked to stop.
+    """
     if section not in run.tools:
         return sampling_program(run.model, sampling)
-    return RoundSampler(run.model, sampling, run.tools[section], run.tokenizer)
+    look_up = partial(run.stop_if_asked, "while programs of completions ran")
+    return RoundSampler(run.model, sampling, run.tools[section], run.tokenizer, look_up)
 
 
 def in_rounds(run: Run, programs: RLPrograms, sampling: Sampling) -> RLPrograms:

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import time
 from concurrent.futures import Future
 from unittest import mock
 
@@ -18,6 +19,7 @@ from grpo_jax.data.tokenizer import character_tokenizer
 from grpo_jax.models.logprobs import completion_logprobs
 from grpo_jax.sampler import pauses
 from grpo_jax.sharding import host_to_global, named
+from grpo_jax.stages import rounds
 from grpo_jax.stages.rounds import RoundSampler, Tool, output_ids
 from grpo_jax.tools.results import Limits, ToolResult
 from grpo_jax.types import Rewards
@@ -348,6 +350,33 @@ def test_a_tool_that_fails_stops_the_run():
 
     with pytest.raises(RuntimeError, match="the sandbox is closed"):
         play([ONE], Broken(breaks))
+
+
+def test_a_rollout_that_is_to_stop_does_not_wait_for_its_programs():
+    """Whether none decodes or one goes on: it is asked between rounds, and what it raises comes out."""
+
+    class Never(Tools):
+        def ask(self, program, earlier):
+            self.asked.append([*earlier, program])
+            return Future()
+
+    class Enough(Exception):
+        pass
+
+    def look_up():
+        looked.append(time.monotonic())
+        if len(looked) == 3:
+            raise Enough
+
+    for rows in ([ONE], [ONE, ["z" * LENGTH]]):
+        looked = []
+        with (
+            mock.patch.object(rounds, "PATIENCE", 0.05),
+            mock.patch.object(sampler(0), "look_up", look_up),
+            pytest.raises(Enough),
+        ):
+            play(rows, Never(echo))
+        assert len(looked) == 3
 
 
 def test_tool_tokens_are_never_trained():

@@ -1,13 +1,28 @@
 """Reinforcement with a tool as a whole: what is logged, what is kept, what the run record says, and what is learnt."""
 
+import contextlib
 import json
+import os
+import signal
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import pytest
-from small_runs import SUMS, on_few_devices, run, write_settings
+from small_runs import (
+    EVALUATION,
+    SUMS,
+    assert_equal_leaves,
+    metrics,
+    on_few_devices,
+    rollouts,
+    run,
+    steps,
+    write_settings,
+)
 
 from grpo_jax.configure import load
 from grpo_jax.data.sources.arithmetic import Config, alphabet
@@ -16,7 +31,9 @@ from grpo_jax.reporting.metrics import read_metrics
 from grpo_jax.reporting.report import write_report
 from grpo_jax.sampler import pauses
 from grpo_jax.stages import pipeline
-from grpo_jax.tools.results import SandboxError
+from grpo_jax.tools import python
+from grpo_jax.tools.results import SandboxError, ToolResult
+from grpo_jax.training.interrupt import Interrupted
 from tests.sandboxes import entered
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -24,10 +41,11 @@ SOURCE = {**SUMS, "tool_rate": 1.0}
 SAID, HEARD, ANSWER = "```python\n1+2\n```", "\n```output\n3\n```\n", "3"
 
 
-def settings(path, **rl):
+def settings(path, evaluation=None, **rl):
     tools = {"kind": "python", "max_output_tokens": 4, "workers": 2}
     lengths = {"sampling": {"max_completion_length": 40}, "head_chunk": 16, "rewards": [{"kind": "accuracy"}]}
-    return write_settings(path, sft=None, rl={"source": SOURCE, "tools": tools, "max_steps": 2, **lengths, **rl})
+    rl = {"source": SOURCE, "tools": tools, "max_steps": 2, **lengths, **rl}
+    return write_settings(path, sft=None, rl=rl, evaluation=evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +85,67 @@ def test_a_run_with_a_tool(tmp_path, workers, sandboxed):
     page = Path(write_report(tmp_path / "run")).read_text()
     assert f"{record['backend']}, {len(record['attacks'])} attacks and controls passed" in page
     assert '"tools/calls"' in page and "Programs" in page
+
+
+def varied(logits, keys, t, distribution):
+    """As `scripted`, with an answer that is right or wrong by the row's noise."""
+    right, _ = scripted(logits, keys, t, distribution)
+    wrong = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1)))(keys)
+    token = jnp.where((t == len(SAID + HEARD)) & wrong, right - 1, right)
+    return token, jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], 1)[:, 0]
+
+
+TOOL = {"kind": "python", "max_output_tokens": 4}
+MEASURED = {**EVALUATION, "source": {**SOURCE, "split": "test", "size": 8}, "tools": TOOL, "num_samples": 1, "k": [1]}
+
+
+@pytest.mark.parametrize(
+    ("call", "saved", "draw", "rl", "evaluation"),
+    [
+        pytest.param(3, [], varied, {}, None, id="first", marks=pytest.mark.slow),
+        pytest.param(19, [1], varied, {}, None, id="next"),
+        pytest.param(
+            *(35, [1], scripted, {"dead_groups": "refill", "refill_rounds": 1}, None),
+            id="refill",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(35, [1], varied, {"eval_steps": 1}, MEASURED, id="evaluation"),
+    ],
+)
+def test_a_stop_while_programs_run(call, saved, draw, rl, evaluation, tmp_path, workers, monkeypatch):
+    """Their rollout is given up, however long they take; the last finished step is saved, and the rest made again."""
+    asked = []
+
+    def ask(program, earlier):
+        asked.append(program)
+        answer = Future()
+        if len(asked) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            answer.set_result(ToolResult("ok", "3"))
+        return answer
+
+    monkeypatch.setattr(pauses, "draw", draw)
+    monkeypatch.setattr(python, "build", lambda c: contextlib.nullcontext(SimpleNamespace(record={})))
+    monkeypatch.setattr(python, "asking", lambda built, c: ask)
+    if evaluation:
+        evaluation = {**evaluation, "sampling": {"max_completion_length": 40}}
+    file = settings(tmp_path / "run.yaml", evaluation=evaluation, rollout_steps=1, **rl)
+    with pytest.raises(Interrupted) as stopped:
+        run(file, tmp_path / "run", workers, "--only", "rl")
+    assert stopped.value.exit_code == 143
+    assert (steps(tmp_path / "run", "rl") if saved else []) == saved
+    said = f"after step {saved[-1]}" if saved else "while programs of completions ran"
+    assert said in str(stopped.value)
+    for name in ("run", "unbroken"):
+        run(file, tmp_path / name, workers, "--only", "rl")
+    assert_equal_leaves(tmp_path / "run", tmp_path / "unbroken", "rl")
+    ours, theirs = (
+        [{k: v for k, v in line.items() if k[:6] != "tools/"} for line in metrics(tmp_path / n, "rl")]
+        for n in ("run", "unbroken")
+    )
+    assert ours == theirs
+    assert rollouts(tmp_path / "run") == rollouts(tmp_path / "unbroken")
 
 
 def test_without_a_sandbox_a_run_is_refused(tmp_path, workers):
