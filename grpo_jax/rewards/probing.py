@@ -101,7 +101,8 @@ def same_value(a: Tree, b: Tree) -> bool | None:
     exact = rational(a), rational(b)
     if None not in exact:
         return exact[0] == exact[1]
-    verdict = _compared(a, b, _same)
+    accurate = not (letters(a) | letters(b)) and _is_not_zero(a) and _is_not_zero(b)
+    verdict = _compared(a, b, _same_to_scale if accurate else _same)
     if verdict is None and not letters(a) | letters(b) and (value(a) is None) != (value(b) is None):
         return False  # 1/0 has no value
     return verdict
@@ -141,7 +142,9 @@ def real_fraction(tree: Tree) -> Fraction | None:
     number = value(tree)
     if number is None or abs(number.imag) > _context().mpf(10) ** (20 - DIGITS) or abs(number.real) > 10**30:
         return None
-    return Fraction(int(_context().nint(number.real * 10**40)), 10**40)
+    size = _context().mag(number) if number and _is_not_zero(tree) else 0
+    scale = 10 ** (40 + max(0, -size) * 3 // 10)  # 40 figures of a small value, too
+    return Fraction(int(_context().nint(number.real * scale)), scale)
 
 
 def _compared(a: Tree, b: Tree, agree) -> bool | None:
@@ -170,6 +173,10 @@ def _compared(a: Tree, b: Tree, agree) -> bool | None:
 
 def _same(x, y) -> bool:
     return abs(x - y) <= _context().mpf(10) ** (20 - DIGITS) * max(1, abs(x), abs(y))
+
+
+def _same_to_scale(x, y) -> bool:
+    return abs(x - y) <= _context().mpf(10) ** (20 - DIGITS) * max(abs(x), abs(y))
 
 
 def _is_not_zero(tree: Tree) -> bool:

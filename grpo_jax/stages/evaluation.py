@@ -137,7 +137,7 @@ def scorer_of(run: Run) -> Callable[[Rollout], np.ndarray] | None:
     if c.scorer.value == "logit" or (c.scorer.unfinished or 0.0) < 0.0:
         raise RewardError(
             f"evaluation.scorer: with value {c.scorer.value} and unfinished {c.scorer.unfinished} scores may be "
-            "negative, and in weighted@n a vote is worth its score; set value to probability, and unfinished to 0 or null"
+            "negative, and in weighted@n a vote is worth its score; set value to probability, unfinished to 0 or null"
         )
     check_learned(run, [reward])
     opened = functools.cache(lambda: open_scorer(run, reward.learned))
