@@ -188,6 +188,7 @@ CONFIG = RLConfig(
     rewards=(),
     prompts_per_step=P,
     num_generations=G,
+    microbatches=1,
     head_chunk=4,
     sampling=SamplingConfig(max_completion_length=8),
 )
@@ -265,7 +266,7 @@ def memory(layers):
         rollout = laid(jax.eval_shape(call.sample, attach(base, adapters), prompts, key, 0), mesh)
         rewards = laid(Rewards(np.zeros((P, G), np.float32)), mesh)
         experience = laid(jax.eval_shape(call.experience, rollout, rewards, None, rollout.logprobs), mesh)
-        supervised = sft_program(model, SFTConfig(source=None, head_chunk=4), optimizer, adapters)
+        supervised = sft_program(model, SFTConfig(source=None, microbatches=1, head_chunk=4), optimizer, adapters)
         rows = (rollout.completions, rollout.completion_mask)
         lowered = {
             "sample": call.sample.lower(attach(base, adapters), prompts, key, 0),
