@@ -13,6 +13,7 @@ from fractions import Fraction
 from grpo_jax.rewards import probing
 from grpo_jax.rewards.expression import Tree, letters, read_expression
 from grpo_jax.rewards.quantity import Quantity, close, read_quantity
+from grpo_jax.rewards.rationals import rational
 from grpo_jax.rewards.realsets import is_real_set, read_real_set, same_set
 from grpo_jax.rewards.structure import read_items
 from grpo_jax.rewards.words import without_units
@@ -94,7 +95,7 @@ def _rounded(prediction: str, a: Tree, gold: str, b: Tree) -> bool:
     for text, tree in ((prediction, a), (gold, b)):
         quantity = read_quantity(text)
         if quantity is None:
-            exact = probing.rational(tree)
+            exact = rational(tree)
             value = probing.real_fraction(tree) if exact is None else exact
             if value is None:
                 return False

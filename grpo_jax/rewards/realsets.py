@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from grpo_jax.rewards.expression import read_expression
-from grpo_jax.rewards.probing import rational, real_fraction
+from grpo_jax.rewards.probing import real_fraction
+from grpo_jax.rewards.rationals import rational
 
 MAX_PIECES = 16
 INFINITY = float("inf")

@@ -8,7 +8,8 @@ import pytest
 from grpo_jax.rewards.expression import letters, read_expression
 from grpo_jax.rewards.normal import normalise
 from grpo_jax.rewards.numerals import read_numeral
-from grpo_jax.rewards.probing import TooLargeError, rational, real_fraction, same_ratio, same_value
+from grpo_jax.rewards.probing import TooLargeError, real_fraction, same_ratio, same_value
+from grpo_jax.rewards.rationals import rational
 from grpo_jax.rewards.realsets import INFINITY, Piece, read_real_set
 
 VALUES = [
