@@ -69,14 +69,14 @@ def left_open(config: Config) -> list[str]:
     return [f"{stage}.{name}" for stage, c in present if c for name in OPEN if getattr(c, name) == 0]
 
 
-def choose(plant: Plant, memory: int | None) -> Config:
-    """The config with a number for all that was left open; `memory` of a device in bytes, None: by a CPU's caches.
+def choose(plant: Plant, memory: int | None, *, stages: Collection[str] = STAGES) -> Config:
+    """The config with a number for all that was left open of these stages; `memory` of a device in bytes.
 
-    A batch that the mesh does not divide is left as it is, for the stage to refuse. Raises `BudgetError` where nothing
+    Without memory (None) a CPU's caches decide. A batch that the mesh does not divide is left as it is, for the stage to refuse. Raises `BudgetError` where nothing
     fits.
     """
     config, keys, shards = plant.config, left_open(plant.config), batch_shards(plant.mesh)
-    for stage in STAGES:
+    for stage in (stage for stage in STAGES if stage in stages):
         mine = [key for key in keys if key.startswith(stage)]
         if mine and _batch(config, stage) % shards == 0:
             now = plant._replace(config=config)

@@ -173,7 +173,7 @@ def open_model(
 ) -> Run:
     """Open the model without its weights, the prompts as long as the benchmarks need unless a flag says how long."""
     config = command.config
-    run = open_run(config, Path(config.output_dir).absolute(), workers, interruption)
+    run = open_run(config, Path(config.output_dir).absolute(), workers, interruption, ("evaluation",))
     run = dataclasses.replace(run, tools=tools)
     if config.evaluation.benchmarks and not any("max_prompt_length" in word.replace("-", "_") for word in words):
         room = run.model.config.longest - config.evaluation.sampling.max_completion_length

@@ -14,6 +14,7 @@ import jax
 from grpo_jax.config import Config
 from grpo_jax.configure import Command, ConfigError, check_resume, dump
 from grpo_jax.configure.documents import read
+from grpo_jax.models.decoder import DecoderConfig
 from grpo_jax.reporting.environment import write_environment
 from grpo_jax.reporting.files import is_primary, write_atomically
 from grpo_jax.reporting.progress import table
@@ -56,9 +57,9 @@ def run(command: Command, workers: Workers) -> None:
         check_config(directory, config)
         if is_primary():
             at_exit.enter_context(claim(directory))
-        this = open_run(config, directory, workers, interruption)
+        wanted = command.only or tuple(s for s in (*STAGES, "evaluation") if getattr(config, s))
+        this = open_run(config, directory, workers, interruption, wanted)
         at_exit.enter_context(jax.set_mesh(this.mesh))
-        wanted = command.only or tuple(s for s in (*STAGES, "evaluation") if getattr(this.config, s))
         tools, records = at_exit.enter_context(open_tools(this.config, wanted))
         this = dataclasses.replace(this, tools=tools)
         prepared = prepare_sections(this, wanted)
@@ -67,8 +68,17 @@ def run(command: Command, workers: Workers) -> None:
         run_sections(this, wanted, prepared)
 
 
-def open_run(config: Config, directory: Path, workers: Workers, interruption: Interruption) -> Run:
-    """Open everything that can be checked without device memory; nothing is written yet."""
+def open_run(
+    config: Config,
+    directory: Path,
+    workers: Workers,
+    interruption: Interruption,
+    wanted: Collection[str] = tuple(STAGES),
+) -> Run:
+    """Open everything that can be checked without device memory; nothing is written yet.
+
+    Of the stages that are not `wanted`, sizes that were left open stay so: they may fit on another machine.
+    """
     mesh = make_mesh(config.mesh)
     notes = print if is_primary() else lambda message: None
     decoder_config = read_decoder_config(config)  # refuses directories that bring code, before anything is loaded
@@ -78,7 +88,7 @@ def open_run(config: Config, directory: Path, workers: Workers, interruption: In
     if model.config.lora:
         notes(describe_adapters(model.config))
     return Run(
-        config=choose(open_plant(config, model.config, mesh), device_memory()) if left_open(config) else config,
+        config=with_sizes(config, model.config, mesh, wanted) if left_open(config) else config,
         directory=directory,
         mesh=mesh,
         model=model,
@@ -89,6 +99,11 @@ def open_run(config: Config, directory: Path, workers: Workers, interruption: In
         interruption=interruption,
         base=base_record(config, model.config),
     )
+
+
+def with_sizes(config: Config, decoder: DecoderConfig, mesh: jax.sharding.Mesh, wanted: Collection[str]) -> Config:
+    """The config with what it leaves open for the wanted stages chosen by the memory of this machine's devices."""
+    return choose(open_plant(config, decoder, mesh), device_memory(), stages=wanted)
 
 
 def remember(directory: Path, config: Config) -> Config:

@@ -65,6 +65,13 @@ def test_as_much_as_memory_allows(config):
         choose(plant, 10**5)
 
 
+def test_a_stage_that_is_not_asked_for_need_not_fit(config):
+    """Of `--only rl`, of an evaluation: nothing of sft is chosen here, and nothing of it refused."""
+    given = with_value(with_value(config, "rl.microbatches", 1), "rl.head_chunk", 8)
+    assert choose(plant_of(given), 10**5, stages=("rl", "evaluation")) == given
+    assert left_open(choose(plant_of(config), None, stages=("rl",))) == ["sft.microbatches", "sft.head_chunk"]
+
+
 def test_a_batch_that_the_mesh_does_not_divide_is_left_to_its_stage(config):
     odd = dataclasses.replace(config, rl=dataclasses.replace(config.rl, prompts_per_step=3))
     assert left_open(choose(plant_of(odd, data=2), None)) == ["rl.microbatches", "rl.head_chunk"]
