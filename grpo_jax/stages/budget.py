@@ -72,8 +72,8 @@ def left_open(config: Config) -> list[str]:
 def choose(plant: Plant, memory: int | None, *, stages: Collection[str] = STAGES) -> Config:
     """The config with a number for all that was left open of these stages; `memory` of a device in bytes.
 
-    Without memory (None) a CPU's caches decide. A batch that the mesh does not divide is left as it is, for the stage to refuse. Raises `BudgetError` where nothing
-    fits.
+    Without memory (None) a CPU's caches decide. A batch that the mesh does not divide is left as it is, for the stage
+    to refuse. Raises `BudgetError` where nothing fits.
     """
     config, keys, shards = plant.config, left_open(plant.config), batch_shards(plant.mesh)
     for stage in (stage for stage in STAGES if stage in stages):
