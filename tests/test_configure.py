@@ -318,12 +318,32 @@ def test_another_kind_drops_nothing_silently(write):
         ("--model.dtype bf16", ["bf16", "--model.dtype", "'bfloat16'"]),
         ("--seed 1 stray", ["stray"]),
         ("--only rl,evaluation", ["--only rl,evaluation: no section 'evaluation'; there are sft, rl"]),
+        ("--sft nul", ["--sft is a section", "or leave it out with --sft null"]),
+        ("--rl.source null", ["--rl.source is a section; set what is in it: --rl.source."]),
+        ("--sft null --sft.max_steps 3", ["--sft.max_steps: no section sft in a.yaml"]),
+        ("--sft null --only sft", ["--only sft: no section 'sft'; there are rl"]),
+        ("--label.decode_rows null", ["--label.decode_rows: no section label"]),
+        ("--reward_model.labels null", ["--reward_model.labels: no section reward_model"]),
+        ("--seed null", ["--seed is 'null'; it should be an integer"]),
     ],
 )
 def test_a_bad_flag_is_refused(write, flags, expected):
     message = refused(write(), *flags.split())
     assert all(part in message for part in expected), message
     assert "─" not in message and "│" not in message
+
+
+def test_a_flag_leaves_a_section_out(write):
+    """As YAML does with null: sections, kinds, lists of kinds, wherever they may be absent."""
+    assert load([write()]).config.sft is not None
+    for flags in (["--sft", "null"], ["--sft=null"], ["--rl.max_steps", "3", "--sft", "null", "--debug"]):
+        command = load([write(), *flags])
+        assert command.config.sft is None and command.config.rl is not None and command.origins["sft",] == "--sft"
+        assert command.config.rl.max_steps == 3 or "3" not in flags
+    over = write("rl: {tools: {kind: python}}\nmodel: {lora: {rank: 4}, model_name_or_path: x}\n", "b.yaml")
+    assert load(["a.yaml", over]).config.model.lora.rank == 4
+    config = load(["a.yaml", over, "--rl.tools", "null", "--model.lora", "null", "--model.architecture", "null"]).config
+    assert config.rl.tools is None and config.model.lora is None and config.model.model_name_or_path == "x"
 
 
 @pytest.mark.parametrize("flags", ["--only rl,sft", "--only sft rl", "--only=rl,sft"])

@@ -24,9 +24,11 @@ from grpo_jax.config import Config
 from grpo_jax.configure.checks import STAGES, check, check_output
 from grpo_jax.configure.documents import ConfigError, Document, Key, dotted, read_all, tree_of
 from grpo_jax.configure.problems import known_keys, refuse, suggest, validate
-from grpo_jax.configure.schema import Given, Schema, draft, keys, narrow
+from grpo_jax.configure.schema import Given, Schema, draft, keys, may_be_absent, narrow
 
 DEFAULT = Path("configs", "tiny.yaml")
+NOTHING = "null"
+"""What a flag says to leave a section out, as YAML does: `--sft null`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ def resolve(document: Document, words: Sequence[str], paths: Sequence[Path], pro
 
     Raises as `load`.
     """
+    words, document = _left_out(words, document)
     flags = _flags(words)
     kinds = {key[:-1]: value for key, value in flags.items() if key[-1] == "kind"}
     given = Given(kinds, document.origins | {_positive(key): f"--{dotted(key)}" for key in flags})
@@ -115,6 +118,34 @@ def _flags(words: Sequence[str]) -> dict[Key, str]:
     return flags
 
 
+def _left_out(words: Sequence[str], document: Document) -> tuple[list[str], Document]:
+    """Leave out the sections of which flags say so, such as `--sft null`; the other words, and what is left."""
+    kept, tree, origins = [], document.tree, dict(document.origins)
+    pairs = itertools.zip_longest(words, words[1:], fillvalue="")
+    for word, after in pairs:
+        (key, value), *_ = _flags([word, after]).items() or [((), "")]
+        if not (word.startswith("--") and value == NOTHING and may_be_absent(Config, key) and _is_there(tree, key)):
+            kept.append(word)
+            continue
+        tree, origins = _with_nothing(tree, key), origins | {key: f"--{dotted(key)}"}
+        if "=" not in word:
+            next(pairs, None)  # its value
+    return kept, Document(tree, origins)
+
+
+def _is_there(tree: Any, key: Key) -> bool:
+    """Whether no section that a key is in is absent."""
+    above = (key[:n] for n in range(1, len(key)))
+    found = [(section, _follow(tree, section)) for section in above if may_be_absent(Config, section)]
+    return all(end == section and value is not None for section, (end, value) in found)
+
+
+def _with_nothing(tree: Mapping[str, Any], key: Key) -> dict[str, Any]:
+    """Plain settings with nothing at a key."""
+    inside = None if len(key) == 1 else _with_nothing(tree.get(key[0]) or {}, key[1:])
+    return {**tree, key[0]: inside}
+
+
 def _positive(key: Key) -> Key:
     """Return the setting that a flag such as `--sft.no_packing` switches off."""
     return (*key[:-1], key[-1].removeprefix("no_"))
@@ -136,7 +167,8 @@ def _unknown_flags(flags: Iterable[Key], schema: Schema, known: list[Key], paths
             yield f"{flag}: {dotted(end)} has {len(value)} entries in {files}; write others there"
         elif key in known:
             inside = [dotted(k) for k in known if k[:-1] == key]
-            yield f"{flag} is a section; set what is in it: {', '.join(f'--{name}' for name in inside)}"
+            out = f", or leave it out with {flag} {NOTHING}" if may_be_absent(Config, key) else ""
+            yield f"{flag} is a section; set what is in it{out}: {', '.join(f'--{name}' for name in inside)}"
         else:
             yield f"{flag}: no such setting; {suggest(key, [*known, *controls], flag='--')}"
 

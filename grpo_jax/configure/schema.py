@@ -98,6 +98,15 @@ def _section(hint: Any) -> type | None:
     return next((part for part in _parts(hint) if dataclasses.is_dataclass(part)), None)
 
 
+def may_be_absent(cls: type, key: Key) -> bool:
+    """Whether a key of `cls` is a section, a kind or a list of kinds that can be left out."""
+    hint = get_type_hints(cls, include_extras=True).get(key[0])
+    section = _section(hint)
+    if len(key) > 1:
+        return section is not None and may_be_absent(section, key[1:])
+    return type(None) in get_args(hint) and (section is not None or _kind(hint) is not None)
+
+
 def _narrow_kinds(kind: tuple[Kind, bool], field: dataclasses.Field, value: Any, given: Given, key: Key) -> Schema:
     mark, several = kind
     if value is None and field.default is None and key not in given.kinds:

@@ -32,7 +32,7 @@ from grpo_jax.rewards.score import score
 from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards, global_to_host, run_key
 from grpo_jax.stages.evaluation import RIGHT
-from grpo_jax.stages.ledger import Ledger
+from grpo_jax.stages.journal import Journal
 from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import load_answered, source_record
@@ -76,7 +76,7 @@ def train(run: Run, policy: Callable[[], Any], prepared: Prepared) -> None:
     """Label the policy's solutions, from where the stage stands; the policy stays as it is."""
     c, stage = run.config.label, run.stage("label")
     params = run.policy(policy())
-    written = Ledger(stage / "solutions.jsonl", prepared.about)
+    written = Journal(stage / "solutions.jsonl", prepared.about)
     write_solutions(run, params, prepared, written)
     solutions, total = read_solutions(written)
     prefixes = prefixes_of(solutions)
@@ -86,15 +86,15 @@ def train(run: Run, policy: Callable[[], Any], prepared: Prepared) -> None:
         f"beginnings x {c.num_completions} = {len(prefixes) * c.num_completions} completions to sample (without "
         f"sharing {(steps - len(solutions)) * c.num_completions})"
     )
-    judged = Ledger(stage / "prefixes.jsonl", prepared.about | {"prefixes": len(prefixes)})
+    judged = Journal(stage / "prefixes.jsonl", prepared.about | {"prefixes": len(prefixes)})
     complete_prefixes(run, params, prepared, prefixes, judged)
     right = dict(zip(prefixes, (line["right"] for line in judged.lines), strict=True))
     keep_labels(run, prepared, solutions, right)
     run.finish("label", len(solutions))
 
 
-def write_solutions(run: Run, params: Any, prepared: Prepared, written: Ledger) -> None:
-    """Sample and judge the solutions of the problems that are not in the ledger yet, a line a problem."""
+def write_solutions(run: Run, params: Any, prepared: Prepared, written: Journal) -> None:
+    """Sample and judge the solutions of the problems that are not in the journal yet, a line a problem."""
     c: LabelConfig = run.config.label
     program = sampling_program(run.model, run.sampling(c.sampling, c.num_solutions, decode_rows=c.decode_rows))
     newline = newline_tokens(run.tokenizer, run.model.config.vocab_size)
@@ -120,8 +120,8 @@ def write_solutions(run: Run, params: Any, prepared: Prepared, written: Ledger) 
             run.stop_if_asked(f"in label: {len(written.lines)} of {len(prepared.problems)} problems have solutions")
 
 
-def read_solutions(written: Ledger) -> tuple[list[Solution], int]:
-    """The different solutions of a ledger, and how many there were."""
+def read_solutions(written: Journal) -> tuple[list[Solution], int]:
+    """The different solutions of a journal, and how many there were."""
     found = [
         Solution(line["problem"], tuple(row["ids"]), tuple(row["ends"]), row["right"])
         for line in written.lines
@@ -130,8 +130,8 @@ def read_solutions(written: Ledger) -> tuple[list[Solution], int]:
     return distinct(found), len(found)
 
 
-def complete_prefixes(run: Run, params: Any, prepared: Prepared, prefixes: Sequence[Prefix], judged: Ledger) -> None:
-    """Sample and judge the completions of the prefixes that are not in the ledger yet, a line a prefix."""
+def complete_prefixes(run: Run, params: Any, prepared: Prepared, prefixes: Sequence[Prefix], judged: Journal) -> None:
+    """Sample and judge the completions of the prefixes that are not in the journal yet, a line a prefix."""
     c: LabelConfig = run.config.label
     N, limit = c.num_completions, c.sampling.max_completion_length
     program = sampling_program(run.model, run.sampling(c.sampling, N, decode_rows=c.decode_rows))

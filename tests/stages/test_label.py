@@ -11,7 +11,7 @@ from small_runs import assert_equal_leaves, assert_well_said, launched, metrics,
 from grpo_jax.data.labels.steps import Config, build
 from grpo_jax.rewards.extract import extract_answer
 from grpo_jax.stages import label
-from grpo_jax.stages.ledger import Ledger, LedgerError
+from grpo_jax.stages.journal import Journal, JournalError
 
 SOURCE = {"kind": "arithmetic", "first_digits": 1, "steps": 2}
 SFT = {"source": {**SOURCE, "slip_rate": 0.5}, "max_steps": 200, "batch_size": 32, "max_length": 16}
@@ -155,15 +155,15 @@ def test_labels_come_before_the_reward_model(tmp_path, capsys):
     assert_well_said(message, ("reward_model learns from what label writes", "add label to --only"))
 
 
-def test_a_ledger_of_other_work_is_refused(tmp_path):
-    path = tmp_path / "ledger.jsonl"
-    Ledger(path, {"problems": 3}).add([{"a": 1}, {"a": 2}])
-    assert Ledger(path, {"problems": 3}).lines == [{"a": 1}, {"a": 2}]
-    with pytest.raises(LedgerError, match=r"is of other work: \{\"problems\":3\} then, \{\"problems\":4\} now"):
-        Ledger(path, {"problems": 4})
+def test_a_journal_of_other_work_is_refused(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    Journal(path, {"problems": 3}).add([{"a": 1}, {"a": 2}])
+    assert Journal(path, {"problems": 3}).lines == [{"a": 1}, {"a": 2}]
+    with pytest.raises(JournalError, match=r"is of other work: \{\"problems\":3\} then, \{\"problems\":4\} now"):
+        Journal(path, {"problems": 4})
     path.write_text('{"problems":3}\n{"a":\n{"a":2}\n')
-    with pytest.raises(LedgerError, match="line 2: not a JSON object"):
-        Ledger(path, {"problems": 3})
+    with pytest.raises(JournalError, match="line 2: not a JSON object"):
+        Journal(path, {"problems": 3})
     path.write_text('{"probl')  # killed in the first line
-    Ledger(path, {"problems": 3}).add([{"a": 1}])
+    Journal(path, {"problems": 3}).add([{"a": 1}])
     assert path.read_text() == '{"problems":3}\n{"a":1}\n'

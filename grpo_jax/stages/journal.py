@@ -10,16 +10,16 @@ from typing import Any
 from grpo_jax.reporting.files import is_primary, read_json_lines, to_json
 
 
-class LedgerError(ValueError):
-    """A ledger that cannot be gone on with; the message names the file and the remedy."""
+class JournalError(ValueError):
+    """A journal that cannot be gone on with; the message names the file and the remedy."""
 
     exit_code = 3
 
 
-class Ledger:
+class Journal:
     """Lines that are on the disk once `add` returns; what a crash left half written is cut off.
 
-    The first line says what the work is of; a ledger of other work is refused with `LedgerError`. Every process reads,
+    The first line says what the work is of; a journal of other work is refused with `JournalError`. Every process reads,
     the first one writes.
     """
 
@@ -28,9 +28,9 @@ class Ledger:
         if path.is_file():
             whole, problems = read_json_lines(path)
             if problems:
-                raise LedgerError(f"{problems[0]}; delete the file to do its work again")
+                raise JournalError(f"{problems[0]}; delete the file to do its work again")
             if whole and whole[0] != about:
-                raise LedgerError(
+                raise JournalError(
                     f"{path}: is of other work: {to_json(whole[0])} then, {to_json(about)} now; bring that back, or "
                     "start in another output_dir"
                 )
