@@ -11,6 +11,7 @@ COLOURS = ("#0b62a8", "#c2410c", "#00795a", "#7c3aed", "#8a6d00", "#5b636d")
 GREY, RULE, INK = "#5b636d", "#e1e2dc", "#1b1e22"
 WIDTH, HEIGHT = 460, 380
 LEFT, RIGHT, BOTTOM, ROW = 48, 16, 46, 15
+MANY = 20  # values of x that cannot all be written
 
 
 class Line(NamedTuple):
@@ -113,9 +114,13 @@ def axes(panel: Panel, frame: Frame) -> Iterator[str]:
 
 
 def ticks(panel: Panel) -> list[float]:
-    """The values of x to be written: all of a few, else every second, third, ..."""
+    """The values of x to be written: those that there are, or every second, third, ...; of many round ones."""
     values = sorted({point[0] for line in panel.lines for point in line.points})
-    return values[:: max(1, math.ceil(len(values) / 8))]
+    if not panel.logarithmic and len(values) > MANY:  # lines that have each their own x
+        step = 10 ** math.floor(math.log10(values[-1]))
+        step = step / 5 if values[-1] < 2 * step else step / 2 if values[-1] < 5 * step else step
+        return [step * i for i in range(int(values[-1] / step) + 1)]
+    return values[:: math.ceil(len(values) / 8)]
 
 
 def band(line: Line, frame: Frame) -> str:

@@ -20,7 +20,7 @@ from grpo_jax.reporting.files import write_atomically
 from grpo_jax.reproduce.drawing import Panel, chart
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1e22; margin: 2rem auto; max-width: 1000px; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1e22; margin: 2rem auto; max-width: 1200px; padding: 0 1rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #e1e2dc; text-align: right }
 th:first-child, td:first-child { text-align: left }

@@ -61,10 +61,13 @@ def nested_bootstrap(values: Sequence[ArrayLike], *, seed: int = 0) -> Interval:
     rows = [np.asarray(row, np.float64) for row in values]
     if not rows or any(row.ndim != 1 or not row.size or not np.isfinite(row).all() for row in rows):
         raise ValueError("nested_bootstrap: needs of each seed finite values [problems], at least one of both")
-    generator, means = np.random.default_rng(seed), np.empty(DRAWS)
-    for draw in range(DRAWS):
-        seeds = generator.integers(len(rows), size=len(rows))
-        means[draw] = np.mean([rows[s][generator.integers(len(rows[s]), size=len(rows[s]))].mean() for s in seeds])
+    generator = np.random.default_rng(seed)
+    chosen = generator.integers(len(rows), size=(DRAWS, len(rows)))  # the seeds of each draw
+    drawn = np.empty(chosen.shape)  # their means over problems drawn again
+    for number, row in enumerate(rows):
+        places = chosen == number
+        drawn[places] = row[generator.integers(len(row), size=(int(places.sum()), len(row)))].mean(axis=1)
+    means = drawn.mean(axis=1)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(np.mean([row.mean() for row in rows])), float(low), float(high))
