@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From left to right: a module imports from layers to its right, and from its own package.
 LAYERS = (
     {"launch"},
-    {"benchmark"},
+    {"benchmark", "reproduce"},
     {"stages"},
     {"evaluation", "training", "reporting"},
     {"sampler", "algorithms", "rewards", "tools", "data", "corpus"},

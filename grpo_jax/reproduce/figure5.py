@@ -1,0 +1,194 @@
+"""Figure 5: RFT, online RFT, GRPO with outcome and with process supervision, from one SFT policy at equal budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from grpo_jax.reproduce.drawing import Line, Panel
+from grpo_jax.reproduce.experiments import ARMS, ORDER, STEM, Scale, arm_job
+from grpo_jax.reproduce.records import (
+    Curve,
+    Samples,
+    check_same_problems,
+    curve_of,
+    last_of,
+    reward_model_of,
+    samples_of,
+    share_right,
+)
+from grpo_jax.reproduce.results import Findings, Table, percent, points
+from grpo_jax.reproduce.statistics import Link, nested_bootstrap, ordering, t_interval, together
+
+WATCHED = ("reward", "kl", "frac_reward_zero_std", "entropy", "completions/clipped_ratio")
+BESIDE = ("grpo_os", "grpo_rule")  # told, and no part of the paper's order
+STEPS, TOKENS = "steps", "thousands of generated tokens"
+FALL = 0.02  # below its best by more than this, while the score rose: the policy exploits the reward model
+
+
+class Run(NamedTuple):
+    """One arm from one seed."""
+
+    curve: Curve
+    before: Samples
+    after: Samples
+    metrics: dict[str, float]  # first/reward, last/reward, ...
+
+
+def findings(scale: Scale, out: Path) -> Findings:
+    """Read the runs and say what came out. Raises `RecordError` for runs that cannot be compared in pairs."""
+    runs = {name: [read(out, name, scale, seed) for seed in scale.seeds] for name in ARMS}
+    for number, seed in enumerate(scale.seeds):
+        check_same_problems([(f"figure5/{name}/seed{seed}", runs[name][number].after) for name in ARMS])
+    finals = {name: [share_right(run.after) for run in of] for name, of in runs.items()}
+    links = ordering(ORDER, [finals[name] for name in ORDER])
+    (beside,) = ordering(BESIDE, [finals[name] for name in BESIDE])
+    measure = f"mean@{runs[ORDER[0]][0].after.right.shape[1]}"
+    return Findings(
+        name="figure5",
+        title=f"Figure 5 in small ({scale.name}): methods from one SFT policy, at equal budgets",
+        verdicts=verdicts(links, beside, runs, measure),
+        remarks=[*budget(runs, scale), *reward_model(out), *causes(runs, measure)],
+        tables=[arms_table(runs, finals, measure), links_table([*links, beside])],
+        panels=[panel(runs, measure, STEPS), panel(runs, measure, TOKENS), panel(runs, "greedy", STEPS)],
+        numbers=numbers(runs, finals, [*links, beside], measure) | {"reward_model": reward_model_of(out / STEM)},
+    )
+
+
+def read(out: Path, name: str, scale: Scale, seed: int) -> Run:
+    """The records of one arm from one seed."""
+    run = out / arm_job(name, scale, seed, out).name
+    return Run(curve_of(run), samples_of(run, "before"), samples_of(run, "after"), last_of(run, WATCHED))
+
+
+def verdicts(links: Sequence[Link], beside: Link, runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
+    """Which of the paper's orderings held, in words."""
+    whole = together([link.verdict for link in links])
+    names = " < ".join(ARMS[name].title for name in ORDER)
+    said = [f"{names}, at the end of training, by {measure} on held-out problems: {whole}."]
+    said += [f"{sentence(link)}" for link in links]
+    said += [f"{sentence(beside)} (GRPO with the learned reward against GRPO with the rule that is never wrong.)"]
+    greedy = {name: t_interval([run.curve.values["greedy"][-1] for run in runs[name]]).mean for name in ORDER}
+    order = sorted(ORDER, key=greedy.__getitem__)
+    said.append(
+        "By greedy accuracy the order of the means is "
+        + " < ".join(f"{ARMS[name].title} ({100 * greedy[name]:.1f} %)" for name in order)
+        + "."
+    )
+    return said
+
+
+def sentence(link: Link) -> str:
+    """`RFT < Online RFT: held (+3.1 [1.0, 5.2] points).`"""
+    lower, higher = ARMS[link.lower].title, ARMS[link.higher].title
+    return f"{lower} < {higher}: {link.verdict} ({points(link.difference)} points)."
+
+
+def budget(runs: Mapping[str, Sequence[Run]], scale: Scale) -> list[str]:
+    """What each arm was given."""
+    tokens = {name: np.mean([run.curve.tokens[-1] for run in of]) for name, of in runs.items()}
+    steps = runs[ORDER[0]][0].curve.steps[-1]
+    rates = ", ".join(f"{ARMS[name].title} {rate:g}" for name, rate in scale.rates.items())
+    return [
+        f"Budget: {steps} updates each, on as many prompts and completions; that is "
+        f"{min(tokens.values()):,.0f} to {max(tokens.values()):,.0f} generated tokens. Seeds: {len(scale.seeds)}.",
+        f"Learning rate: {f'that of the file, but {rates}' if rates else 'the same for all arms, that of the file'}.",
+        "Intervals are of 95 %: t over seeds in bands and in the columns marked t; bootstrap over seeds and problems, "
+        "of paired differences, in the orderings. An ordering held if its whole interval is above 0.",
+    ]
+
+
+def reward_model(out: Path) -> list[str]:
+    """How good the reward model is where the truth is known."""
+    found = reward_model_of(out / STEM)
+    labels, held, truth = found["labels"], found["held_out"], found["labels beside the truth"]
+    return [
+        f"Labels by the SFT policy itself: {labels['solutions']} solutions, {labels['right_solutions']:.1%} right; "
+        f"{labels['steps']} steps, {labels['hard']:.1%} good by the hard estimate; {labels['completions']} completions "
+        f"sampled for them. Of the steps that are really good {truth['good']:.1%} are called good, of the bad "
+        f"{truth['bad']:.1%}.",
+        "Process reward model on held-out steps of which the truth is known: AUC "
+        f"{held['auc']:.4f}, accuracy {held['accuracy']:.1%}, first error found in {held['first_error']:.1%} of the "
+        f"solutions ({held.get('first_error/flawed', float('nan')):.1%} of those with one).",
+    ]
+
+
+def causes(runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
+    """What of the runs may explain an order: groups without signal, scores that rise while answers get worse."""
+    said = []
+    for name, of in runs.items():
+        curve = np.mean([run.curve.values[measure] for run in of], axis=0)
+        best, at = float(curve.max()), of[0].curve.steps[int(curve.argmax())]
+        rose = np.mean([run.metrics["last/reward"] - run.metrics["first/reward"] for run in of])
+        if best - curve[-1] > FALL and rose > 0:
+            said.append(
+                f"{ARMS[name].title} fell from {100 * best:.1f} % at step {at} to {100 * curve[-1]:.1f} % while its "
+                f"reward rose by {rose:.3f}: the policy has found what its reward does not see."
+            )
+    dead = {name: np.mean([run.metrics["last/frac_reward_zero_std"] for run in of]) for name, of in runs.items()}
+    shares = ", ".join(f"{ARMS[name].title} {share:.0%}" for name, share in dead.items())
+    return [*said, f"Groups whose rewards are all equal, in the last tenth of the steps: {shares}."]
+
+
+def arms_table(runs: Mapping[str, Sequence[Run]], finals: Mapping[str, Any], measure: str) -> Table:
+    """A row an arm."""
+    rows = []
+    for name, of in runs.items():
+        start = t_interval([share_right(run.before).mean() for run in of])
+        rows.append(
+            [
+                ARMS[name].title,
+                f"{100 * start.mean:.1f} %",
+                percent(t_interval([row.mean() for row in finals[name]])),
+                percent(nested_bootstrap(finals[name])),
+                percent(t_interval([run.curve.values["greedy"][-1] for run in of])),
+                f"{np.mean([run.metrics['last/reward'] for run in of]):.3f}",
+                f"{np.mean([run.metrics.get('last/kl', np.nan) for run in of]):.3f}".replace("nan", "-"),
+                f"{np.mean([run.curve.tokens[-1] for run in of]):,.0f}",
+            ]
+        )
+    headers = (
+        "arm|before|" + f"{measure}, t over seeds|{measure}, bootstrap|greedy, t over seeds|reward at the end|KL|tokens"
+    )
+    return Table("Held-out accuracy at the end of training, mean over seeds.", headers.split("|"), rows)
+
+
+def links_table(links: Sequence[Link]) -> Table:
+    """A row an ordering."""
+    rows = [
+        [f"{ARMS[link.lower].title} < {ARMS[link.higher].title}", points(link.difference), link.verdict]
+        for link in links
+    ]
+    return Table(
+        "Orderings: difference in points, paired by seed and problem.", ("claim", "difference", "verdict"), rows
+    )
+
+
+def panel(runs: Mapping[str, Sequence[Run]], metric: str, x: str) -> Panel:
+    """Accuracy over steps, or over thousands of generated tokens: a line an arm with its t-interval over seeds."""
+    lines = []
+    for number, (name, of) in enumerate(runs.items()):
+        tokens = np.mean([run.curve.tokens for run in of], axis=0) / 1000
+        at = of[0].curve.steps if x == STEPS else tokens
+        values = np.array([run.curve.values[metric] for run in of])  # [seeds, points]
+        shown = [(float(place), *t_interval(column)) for place, column in zip(at, values.T, strict=True)]
+        lines.append(Line(ARMS[name].title, shown, number, dashed=name not in ORDER))
+    return Panel(f"held out, {metric}", x, lines)
+
+
+def numbers(
+    runs: Mapping[str, Sequence[Run]], finals: Mapping[str, Any], links: Sequence[Link], measure: str
+) -> dict[str, Any]:
+    """Every number, by arm and seed."""
+    arms = {
+        name: {
+            "curves": [run.curve for run in of],
+            f"final {measure} by seed": [float(row.mean()) for row in finals[name]],
+            "metrics by seed": [run.metrics for run in of],
+        }
+        for name, of in runs.items()
+    }
+    return {"arms": arms, "orderings": links}

@@ -1,0 +1,215 @@
+"""Invented records of finished runs in, words and files out: each claim both ways."""
+
+import json
+
+import pytest
+
+from grpo_jax.configure import dump, find, kind_class
+from grpo_jax.reproduce import figure5, figure6, figure7
+from grpo_jax.reproduce.experiments import ARMS, BEST, ITERATIONS, ITERATIVE, SCALES, STEM
+from grpo_jax.reproduce.records import RecordError, curve_of, reward_curve, samples_of
+from grpo_jax.reproduce.results import write
+
+SCALE = SCALES["tiny"]
+PROBLEMS = 60
+
+
+def put(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def put_samples(run, name, shares, n=8, *, ids=None, wrong="0"):
+    """Samples of which so large a share is right on each problem; a wrong answer is `wrong`."""
+    rows = []
+    for i, share in enumerate(shares):
+        right = [g < round(share * n) for g in range(n)]
+        samples = [{"right": ok, "answer": "1" if ok else wrong} for ok in right]
+        rows.append({"id": f"{ids or 'test'}-{i}", "samples": samples})
+    put(run / "evaluation" / f"{name}.samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def put_run(run, curve, rewards=(0.3, 0.9), **samples):
+    """A run of `rl` with 10 steps a point of its curve; what it generates is 100 tokens a step."""
+    first, *later = curve
+    put(run / "evaluation" / "before.json", json.dumps({"metrics": metrics("", first, boxed=True)}))
+    lines, total = [], 10 * len(later)
+    for step in range(1, total + 1):
+        reward = rewards[0] + (rewards[1] - rewards[0]) * step / total
+        told = {"reward": reward, "kl": 0.1, "frac_reward_zero_std": 0.5, "num_generated_tokens": 100}
+        lines.append({"step": step, **told})
+        if step % 10 == 0:
+            lines.append({"step": step, **metrics("eval/", later[step // 10 - 1])})
+    put(run / "rl" / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    for name, share in (("before", first), ("after", curve[-1])):
+        put_samples(run, name, [share] * PROBLEMS, **samples)
+
+
+def metrics(prefix, value, boxed=False):
+    named = {f"{prefix}{name}": value for name in ("mean@8", "greedy")}
+    return {name: {"value": number} for name, number in named.items()} if boxed else named
+
+
+SOURCE = {"kind": "arithmetic", "same_digits": True, "size": 20}
+
+
+def put_stem(out):
+    """Two labelled solutions: a right one of whose two steps one is called bad, and a wrong one that is called bad."""
+    problems = find("data.sources", "arithmetic").build(
+        kind_class("data.sources", "arithmetic")(same_digits=True, size=20), 0
+    )
+    right = problems[7].solution.split("\n")
+    written = [(right, (1.0, 0.0)), (["1", right[1]], (0.0, 0.0))]
+    rows = [
+        {"id": f"train-7#{n}", "steps": [{"text": t, "hard": h} for t, h in zip(steps, hard, strict=True)]}
+        for n, (steps, hard) in enumerate(written)
+    ]
+    put(out / STEM / "label" / "labels.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    put(out / STEM / "config.yaml", dump({"seed": 0, "label": {"source": SOURCE}}))
+    put(out / STEM / "label" / "summary.json", json.dumps(dict.fromkeys(LABELS, 10)))
+    put(out / STEM / "reward_model" / "held_out.json", json.dumps(dict.fromkeys(MEASURES, 0.97)))
+
+
+LABELS = ("solutions", "right_solutions", "steps", "hard", "completions")
+MEASURES = ("auc", "accuracy", "first_error", "first_error/flawed")
+
+
+def put_figure5(out, ends, **options):
+    put_stem(out)
+    for name, by_seed in ends.items():
+        for seed, end in zip(SCALE.seeds, by_seed, strict=True):
+            put_run(out / "figure5" / name / f"seed{seed}", [0.25, *options.get(name, []), end])
+
+
+AS_IN_THE_PAPER = {
+    "rft": (0.375, 0.375, 0.375),
+    "online_rft": (0.5, 0.5, 0.5),
+    "grpo_os": (0.625, 0.75, 0.625),
+    "grpo_ps": (0.875, 0.875, 1.0),
+    "grpo_rule": (0.75, 0.75, 0.75),
+}
+
+
+def test_figure5_when_all_orderings_hold(tmp_path):
+    put_figure5(tmp_path, AS_IN_THE_PAPER)
+    found = figure5.findings(SCALE, tmp_path)
+    assert found.verdicts[0].startswith("RFT < Online RFT < GRPO+OS < GRPO+PS") and found.verdicts[0].endswith(
+        ": held."
+    )
+    assert found.verdicts[1] == "RFT < Online RFT: held (+12.5 [+12.5, +12.5] points)."
+    assert "RFT (37.5 %) < Online RFT (50.0 %) < GRPO+OS (66.7 %) < GRPO+PS (91.7 %)" in found.verdicts[-1]
+    rows = {row[0]: row for row in found.tables[0].rows}
+    assert rows["RFT"][1] == "25.0 %" and rows["RFT"][2] == "37.5 % [37.5, 37.5]" and rows["RFT"][-1] == "1,000"
+    assert any("first error found in 97.0%" in line for line in found.remarks)
+    assert any("really good 33.3% are called good, of the bad 0.0%" in line for line in found.remarks)
+
+
+def test_figure5_says_what_did_not_hold_and_what_cannot_be_told(tmp_path):
+    ends = AS_IN_THE_PAPER | {"online_rft": (0.25, 0.25, 0.25), "grpo_os": (0.125, 0.5, 0.5)}
+    put_figure5(tmp_path, ends)
+    found = figure5.findings(SCALE, tmp_path)
+    assert found.verdicts[0].endswith(": did not hold.")
+    assert found.verdicts[1].startswith("RFT < Online RFT: did not hold (-12.5")
+    assert found.verdicts[2].startswith("Online RFT < GRPO+OS: cannot be told (+12.5 [-12.5, +25.0]")
+
+
+def test_figure5_names_an_exploited_reward(tmp_path):
+    ends = AS_IN_THE_PAPER
+    put_figure5(tmp_path, ends, grpo_ps=[1.0], rft=[0.375], online_rft=[0.5], grpo_os=[0.625], grpo_rule=[0.75])
+    said = [line for line in figure5.findings(SCALE, tmp_path).remarks if "has found what its reward" in line]
+    assert len(said) == 1 and said[0].startswith("GRPO+PS fell from 100.0 % at step 10 to 91.7 %")
+
+
+def test_figure5_compares_the_same_problems_only(tmp_path):
+    put_figure5(tmp_path, AS_IN_THE_PAPER)
+    put_samples(tmp_path / "figure5" / "rft" / "seed1", "after", [0.5] * PROBLEMS, ids="others")
+    with pytest.raises(RecordError, match="figure5/rft/seed1 and figure5/online_rft/seed1"):
+        figure5.findings(SCALE, tmp_path)
+
+
+def put_figure6(out, iterative, once):
+    for name, curves in zip(ITERATIVE, (iterative, once), strict=True):
+        for seed in SCALE.seeds:
+            points = [value + 0.002 * seed for value in curves for _ in range(SCALE.iteration_steps // 10)]
+            put_run(out / "figure6" / name / f"seed{seed}", [0.25, *points])
+
+
+@pytest.mark.parametrize(
+    ("iterative", "once", "words"),
+    [
+        ((0.375, 0.75, 0.875), (0.375, 0.5, 0.5), ("held", "did not hold", "held", "held", "held", "held")),
+        ((0.625, 0.625, 0.5), (0.625, 0.75, 0.75), ("held", "held", "held", None, "did not hold", "did not hold")),
+        ((0.5, 0.5, 0.75), (0.5, 0.5, 0.75), ("did not hold", "held", "held", None, "held", "cannot be told")),
+    ],
+)
+def test_figure6_says_what_came_out(tmp_path, iterative, once, words):
+    put_figure6(tmp_path, iterative, once)
+    found = figure6.findings(SCALE, tmp_path)
+    assert len(found.verdicts) == 3 + ITERATIONS
+    for said, word in zip(found.verdicts, words, strict=True):
+        assert word is None or f": {word} (" in said
+    assert [row[0] for row in found.tables[0].rows] == ["SFT policy", "Iteration-0", "Iteration-1", "Iteration-2"]
+
+
+def test_figure6_needs_a_measure_at_the_end_of_each_iteration(tmp_path):
+    curve = curve_of(made_run(tmp_path))
+    with pytest.raises(RecordError, match=r"step 15; rl\.eval_steps must divide"):
+        figure6.at_steps(curve, "mean@8", [0, 10, 15])
+
+
+def made_run(folder):
+    put_run(folder / "run", [0.25, 0.5, 0.75], rewards=(0.0, 1.0))
+    return folder / "run"
+
+
+def test_a_curve_counts_tokens_and_begins_before_training(tmp_path):
+    curve = curve_of(made_run(tmp_path))
+    assert curve.steps == (0, 10, 20) and curve.tokens == (0, 1000, 2000)
+    assert curve.values["mean@8"] == (0.25, 0.5, 0.75)
+    assert reward_curve(tmp_path / "run") == [(10, pytest.approx(0.275)), (20, pytest.approx(0.775))]
+
+
+def put_figure7(out, before, after):
+    for who, shares in (("sft", before), (BEST, after)):
+        for seed in SCALE.seeds:
+            put_samples(out / "figure7" / who / f"seed{seed}", "policy", shares, SCALE.ks[-1])
+
+
+def test_figure7_when_votes_rise_and_pass_does_not(tmp_path):
+    """Before, every problem is solved now and then; after, nearly always, but for a few that are lost."""
+    put_figure7(tmp_path, [0.25] * PROBLEMS, [0.875] * (PROBLEMS - 3) + [0.0] * 3)
+    found = figure7.findings(SCALE, tmp_path)
+    assert found.verdicts[0] == "RL raises Maj@K and not Pass@K: held."
+    assert found.verdicts[2].startswith("Pass@64 rises by no more than 1 point: held (-5.0")
+    assert found.verdicts[3].startswith("From K = 16 on, the SFT policy")
+    assert found.tables[0].rows[0][0] == "Maj@1" and len(found.tables[0].rows) == 2 * len(SCALE.ks)
+
+
+def test_figure7_when_pass_rises_too(tmp_path):
+    put_figure7(tmp_path, [0.25] * 30 + [0.0] * 30, [0.75] * PROBLEMS)
+    found = figure7.findings(SCALE, tmp_path)
+    assert found.verdicts[0] == "RL raises Maj@K and not Pass@K: did not hold."
+    assert ": held (" in found.verdicts[1] and ": did not hold (+50.0" in found.verdicts[2]
+
+
+def test_figure7_when_votes_fall(tmp_path):
+    put_figure7(tmp_path, [0.75] * PROBLEMS, [0.25] * PROBLEMS)
+    assert ": did not hold (" in figure7.findings(SCALE, tmp_path).verdicts[1]
+
+
+def test_four_files_are_written(tmp_path):
+    put_figure5(tmp_path, AS_IN_THE_PAPER)
+    paths = write(figure5.findings(SCALE, tmp_path), tmp_path)
+    assert [path.name for path in paths] == ["figure5.svg", "figure5.md", "figure5.html", "figure5.json"]
+    numbers = json.loads(paths[3].read_text())
+    assert numbers["arms"]["grpo_ps"]["final mean@8 by seed"] == [0.875, 0.875, 1.0]
+    svg, markdown, page = (path.read_text() for path in paths[:3])
+    assert svg.count("<polyline") == 3 * len(ARMS) and "GRPO+PS" in svg and svg in page
+    assert "| RFT | 25.0 % |" in markdown and "<td>RFT</td><td>25.0 %</td>" in page
+
+
+def test_votes_of_wrong_answers_count_together(tmp_path):
+    put_samples(tmp_path, "policy", [0.25, 0.75], 4)
+    samples = samples_of(tmp_path, "policy")
+    assert samples.right.sum(1).tolist() == [1, 3]
+    assert len(set(samples.votes[0])) == 2 and samples.votes[0].count("0") in (0, 3)
