@@ -19,8 +19,8 @@ class JournalError(ValueError):
 class Journal:
     """Lines that are on the disk once `add` returns; what a crash left half written is cut off.
 
-    The first line says what the work is of; a journal of other work is refused with `JournalError`. Every process reads,
-    the first one writes.
+    The first line says what the work is of; a journal of other work is refused with `JournalError`. Every process
+    reads, the first one writes.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]):
