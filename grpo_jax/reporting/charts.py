@@ -184,9 +184,23 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
         ),
         Chart(
             "Tokens",
-            ("num_tokens",),
-            "Tokens of a step, prompts included.",
+            ("num_tokens", "num_generated_tokens", "num_trained_tokens"),
+            "Tokens of a step: with the prompts, those that were generated, and those of an update.",
             "Steady; it follows the length of completions.",
+        ),
+        Chart(
+            "Taken so far",
+            ("total/generated_tokens", "total/trained_tokens"),
+            "Tokens of the stage since its start: what runs are compared by (launch/compare.py).",
+            "Straight lines.",
+            exact=True,
+        ),
+        Chart(
+            "Updates so far",
+            ("total/optimizer_steps",),
+            "Optimizer steps of the stage since its start; updates that were skipped do not count.",
+            "A straight line.",
+            exact=True,
         ),
     ),
     "Speed": (

@@ -11,6 +11,7 @@ import yaml
 
 from grpo_jax.reporting.files import parse_object, read_json_lines
 from grpo_jax.reporting.lanes import read_lanes
+from grpo_jax.reporting.ledger import NAME as LEDGER
 from grpo_jax.reporting.pace import in_words
 from grpo_jax.reporting.rollouts import rollout_files
 
@@ -28,6 +29,7 @@ class Run(NamedTuple):
     evaluations: list[dict[str, Any]]
     rollouts: dict[int, Path]
     timeline: list[dict[str, Any]]
+    ledger: dict[str, Any]
     problems: list[str]
 
 
@@ -59,6 +61,7 @@ def gather(directory: Path) -> Run:
         evaluations=evaluations,
         rollouts=rollout_files(directory / "rl"),
         timeline=timeline,
+        ledger=parse_object(read_text(directory / LEDGER)) or {},
         problems=[problem.replace(f"{directory}/", "") for problem in problems],
     )
 

@@ -23,6 +23,7 @@ from grpo_jax.reporting.evaluations import columns
 from grpo_jax.reporting.files import is_primary, to_script_json, write_atomically
 from grpo_jax.reporting.gather import Run, facts, gather
 from grpo_jax.reporting.lanes import LANE_HEIGHT, LANE_PITCH, step_lanes
+from grpo_jax.reporting.ledger_table import accounts, count_rows, shown_all
 from grpo_jax.reporting.pictures import MARK_PITCH, PLOT_HEIGHT, kinds, lines_over_k, table_rows
 from grpo_jax.reporting.selection import choose_rollouts
 from grpo_jax.reporting.series import MAX_NUMBERS, curves
@@ -54,7 +55,7 @@ def write_report(directory: str | Path) -> Path:
 def render(run: Run) -> str:
     """The page of a run as text."""
     data, problems = page_data(run)
-    evaluations = columns(run.evaluations)
+    evaluations, found = columns(run.evaluations), accounts(run.ledger)
     lines, places = lines_over_k(evaluations)
     script = "(() => {\n'use strict';\n" + "\n".join(read(name) for name in SCRIPTS) + "\n})();"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -74,6 +75,9 @@ def render(run: Run) -> str:
         steps=step_lanes(run.timeline, run.stages.get("rl", [])),
         lane_height=LANE_HEIGHT,
         lane_pitch=LANE_PITCH,
+        accounts=found,
+        counts=count_rows(found),
+        common=shown_all(run.ledger.get("choices", [])),
         stages=data["stages"],
         rollouts=data["rollouts"],
         problems=problems,

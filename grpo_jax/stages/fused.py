@@ -25,6 +25,7 @@ from grpo_jax.stages.judging import Judged
 from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.programs import compiled, fused_program
 from grpo_jax.stages.rollouts import keep_rollouts, length_metrics, reward_metrics, update_metrics
+from grpo_jax.stages.taken import step_counts
 from grpo_jax.training.fused import Kept, Told
 from grpo_jax.training.health import Health, RunHealthError
 from grpo_jax.training.optimizer import learning_rates
@@ -173,14 +174,16 @@ def first_alarm(fused: Fused, chunk: range, told: Told) -> RunHealthError | None
 def write_lines(
     fused: Fused, chunk: range, told: Told, common: Mapping[str, float], rates: np.ndarray, log: MetricsWriter
 ) -> dict[str, float] | None:
-    """Write a line of metrics for each step of a chunk that is logged; returns the last one's."""
-    c, metrics = fused.stage.run.config.rl, None
+    """Count each step of a chunk, and write a line of metrics for those that are logged; returns the last one's."""
+    stage, c, metrics = fused.stage, fused.stage.run.config.rl, None
     for i, step in enumerate(chunk):
+        numbers = updates_of(fused, at(told, i)) | {"num_generated_tokens": int(told.lengths[i].sum())}
+        stage.run.ledger.count("rl", **step_counts(c, stage.algorithm, numbers))
         if (step + 1) % c.logging_steps == 0 or step + 1 == c.iterations * c.max_steps:
             rate = {"learning_rate": rates[(step + 1) * c.num_iterations - 1]}
             metrics = step_numbers(fused, at(told, i)) | rate | common
             metrics["tokens_per_sec"] = float(told.lengths[i].sum() / max(common["time/step_s"], 1e-9))
-            log.write(step + 1, metrics)
+            log.write(step + 1, metrics | stage.run.ledger.totals("rl"))
     return metrics
 
 

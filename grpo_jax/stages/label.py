@@ -32,7 +32,7 @@ from grpo_jax.rewards.score import score
 from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards, global_to_host, run_key
 from grpo_jax.stages.evaluation import RIGHT
-from grpo_jax.stages.journal import Journal
+from grpo_jax.stages.journal import Journal, JournalError
 from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import load_answered, source_record
@@ -75,8 +75,10 @@ def prepare(run: Run) -> Prepared:
 def train(run: Run, policy: Callable[[], Any], prepared: Prepared) -> None:
     """Label the policy's solutions, from where the stage stands; the policy stays as it is."""
     c, stage = run.config.label, run.stage("label")
-    params = run.policy(policy())
     written = Journal(stage / "solutions.jsonl", prepared.about)
+    run.ledger.begin("label", prepared.about, run.ledger.written("label") if written.lines else None)
+    run.ledger.reset("label", **taken(written.lines, (), c.num_completions))
+    params = run.policy(policy())
     write_solutions(run, params, prepared, written)
     solutions, total = read_solutions(written)
     prefixes = prefixes_of(solutions)
@@ -87,6 +89,7 @@ def train(run: Run, policy: Callable[[], Any], prepared: Prepared) -> None:
         f"sharing {(steps - len(solutions)) * c.num_completions})"
     )
     judged = Journal(stage / "prefixes.jsonl", prepared.about | {"prefixes": len(prefixes)})
+    run.ledger.count("label", **taken((), judged.lines, c.num_completions))
     complete_prefixes(run, params, prepared, prefixes, judged)
     right = dict(zip(prefixes, (line["right"] for line in judged.lines), strict=True))
     keep_labels(run, prepared, solutions, right)
@@ -116,6 +119,8 @@ def write_solutions(run: Run, params: Any, prepared: Prepared, written: Journal)
                 for p, index in enumerate(_real(indices))
             ]
             written.add(lines)
+            run.ledger.count("label", **taken(lines, (), c.num_completions))
+            run.ledger.advance("label", len(written.lines))
             progress.advance(steps=len(lines) * c.num_solutions)
             run.stop_if_asked(f"in label: {len(written.lines)} of {len(prepared.problems)} problems have solutions")
 
@@ -147,10 +152,31 @@ def complete_prefixes(run: Run, params: Any, prepared: Prepared, prefixes: Seque
             # As long as a solution may be, its beginning included: what is longer was cut there.
             ids = [[*begun[b // N].ids, *tokens[b][mask[b]].tolist()][:limit] for b in range(len(begun) * N)]
             right = verdicts(run, prepared.reward, problems, ids, N).sum(-1)
-            lines = [{"prefix": int(i), "right": int(right[p])} for p, i in enumerate(_real(indices))]
+            lengths = mask.sum(-1).reshape(len(begun), N).sum(-1)
+            lines = [
+                {"prefix": int(i), "right": int(right[p]), "tokens": int(lengths[p])}
+                for p, i in enumerate(_real(indices))
+            ]
             judged.add(lines)
+            run.ledger.count("label", **taken((), lines, N))
+            run.ledger.advance("label", len(judged.lines))
             progress.advance(steps=len(lines) * N)
             run.stop_if_asked(f"in label: {len(judged.lines)} of {len(prefixes)} beginnings are completed")
+
+
+def taken(solutions: Sequence[Mapping[str, Any]], prefixes: Sequence[Mapping[str, Any]], N: int) -> dict[str, int]:
+    """What lines of the two files took: prompts, completions and the tokens that were generated.
+
+    Raises `JournalError` for lines of an older program, which did not count.
+    """
+    if any("tokens" not in line for line in prefixes):
+        raise JournalError("label/prefixes.jsonl: its lines count no tokens; delete the file to do its work again")
+    written = [len(row["ids"]) for line in solutions for row in line["solutions"]]
+    return {
+        "prompts": len(solutions) + len(prefixes),
+        "completions": len(written) + len(prefixes) * N,
+        "generated_tokens": sum(written) + sum(line["tokens"] for line in prefixes),
+    }
 
 
 def verdicts(

@@ -99,6 +99,16 @@ def check_learned(run: Run, rewards: Sequence[Reward]) -> str:
     return "+".join(marks)
 
 
+def reward_models(run: Run) -> list[dict[str, str]]:
+    """The reward models of a run's reinforcement, and a fingerprint of each one's weights."""
+    asked = [reward for reward in run.config.rl.rewards if reward.kind == "learned"]
+    found = [find_reward_model(reward.path or run.directory, run.tokenizer) for reward in asked]
+    return [
+        {"folder": str(one.folder), "supervision": one.supervision, **model_fingerprint(one.folder / MODEL)}
+        for one in found
+    ]
+
+
 def with_models(run: Run, rewards: Sequence[Reward]) -> tuple[Reward, ...]:
     """The rewards, those that are learned with their models opened on the mesh."""
     return tuple(

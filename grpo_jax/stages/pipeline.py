@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from grpo_jax.config import Config
 from grpo_jax.configure import Command, ConfigError, check_resume, dump
 from grpo_jax.configure.documents import read
 from grpo_jax.models.decoder import DecoderConfig
+from grpo_jax.models.fingerprint import params_fingerprint
 from grpo_jax.reporting.environment import write_environment
 from grpo_jax.reporting.files import is_primary, write_atomically
 from grpo_jax.reporting.progress import table
 from grpo_jax.reporting.report import write_report
 from grpo_jax.rewards.workers import Workers
 from grpo_jax.sharding import agree, make_mesh
-from grpo_jax.stages import evaluation, label, reward_model, rl, sft
+from grpo_jax.stages import evaluation, label, learned, reward_model, rl, sft
 from grpo_jax.stages.budget import choose, device_memory, left_open, remembered
 from grpo_jax.stages.footprints import open_plant
 from grpo_jax.stages.policy import (
@@ -185,7 +186,7 @@ def run_sections(run: Run, wanted: Collection[str], prepared: Mapping[str, Any])
         if stage in prepared:
             run.note(f"{stage}: starts from {weights.origin}")
             extra = {"evaluate": evaluation.in_loop(evaluator)} if stage == "rl" and evaluator else {}
-            result = STAGES[stage].train(run, weights.params, prepared[stage], **extra)
+            result = STAGES[stage].train(run, starting(run, stage, weights), prepared[stage], **extra)
             if stage in TRAINING:
                 weights.take(stage, result)
         elif run.finished_step(stage) is not None:
@@ -200,6 +201,19 @@ def run_sections(run: Run, wanted: Collection[str], prepared: Mapping[str, Any])
         show_evaluations(run)
     if weights.stage and all(run.finished_step(stage) is not None for stage in present):
         write_policy(run, weights)
+
+
+def starting(run: Run, stage: str, weights: Weights) -> Callable[[], Any]:
+    """The weights that a stage starts from, of which the ledger is told when they are asked for."""
+
+    def params() -> Any:
+        found = weights.params()
+        start = {"name": weights.origin, "fingerprint": params_fingerprint(found)} | run.base
+        models = learned.reward_models(run) if stage == "rl" else []
+        run.ledger.tell(stage, starts_from=start, **({"reward_models": models} if models else {}))
+        return found
+
+    return params
 
 
 def write_policy(run: Run, weights: Weights) -> None:

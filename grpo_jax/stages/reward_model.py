@@ -38,6 +38,7 @@ from grpo_jax.data.replay import with_replay
 from grpo_jax.data.scored_rows import scored_rows
 from grpo_jax.data.tokenizer import load_tokenizer
 from grpo_jax.models.decoder import Decoder, DecoderConfig
+from grpo_jax.models.fingerprint import params_fingerprint
 from grpo_jax.models.folder import find_folder
 from grpo_jax.models.hf import read_config
 from grpo_jax.models.parameters import abstract_params
@@ -177,6 +178,9 @@ def train(run: Run, policy: Callable[[], Any], prepared: Prepared) -> Any:
                     "tokens_per_sec": metrics["num_tokens"] / sum(progress.seconds.values()),
                     "compiles": compiled(update),
                 }
+                taken = {"trained_tokens": metrics["num_tokens"], "labels": metrics["num_labels"]}
+                run.ledger.count("reward_model", optimizer_steps=1 - metrics["skipped_updates"], **taken)
+                metrics |= run.ledger.totals("reward_model")
                 logged = done % c.logging_steps == 0 or done == c.max_steps
                 if logged:
                     log.write(done, metrics)
@@ -200,6 +204,8 @@ def initial(run: Run, prepared: Prepared, policy: Callable[[], Any]) -> Any:
     start = prepared.start or run.model.config
     params = load_model(c.model_name_or_path, start, run.mesh) if prepared.start else policy()
     name = c.model_name_or_path or "the policy"
+    if prepared.start:
+        run.ledger.tell("reward_model", starts_from={"name": name, "fingerprint": params_fingerprint(params)})
     if start.head == prepared.decoder.head:
         run.note(f"reward_model: starts from {name}, its {start.head} head included")
         return jax.jit(lambda tree: jax.tree.map(lambda p: p + 0, tree))(params)

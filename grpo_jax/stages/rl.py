@@ -55,6 +55,7 @@ from grpo_jax.stages.programs import RLPrograms, compiled, critic_optimizer, rl_
 from grpo_jax.stages.refill import collect
 from grpo_jax.stages.rollouts import keep_rollouts, step_metrics
 from grpo_jax.stages.run import Run
+from grpo_jax.stages.taken import step_counts
 from grpo_jax.stages.tooling import in_rounds, tool_metrics
 from grpo_jax.training.critic import with_critic
 from grpo_jax.training.health import Health
@@ -187,7 +188,7 @@ def record(
     logged = done % c.logging_steps == 0 or done == total
     with stage.timeline.span(LOOP, "write", done):
         if logged:
-            log.write(done, metrics)
+            log.write(done, metrics | run.ledger.totals("rl"))
         if c.rollout_steps and ((done - 1) % c.rollout_steps == 0 or done == total):
             keep_rollouts(run, done, stage.problems, *batch[:5])
     return logged
@@ -206,7 +207,7 @@ def look(
         with progress.phase("evaluate"), span(DEVICE), span(LOOP):
             numbers = evaluate(stage.run.policy(state.params))
         if numbers:
-            log.write(step, numbers)
+            log.write(step, numbers | stage.run.ledger.totals("rl"))
 
 
 def evaluated(path: Path, step: int) -> bool:
@@ -235,10 +236,12 @@ def improve(
 def measure(
     stage: Stage, drawn: Drawn, batch: Collected, updates: Sequence[Any], progress: Progress
 ) -> tuple[Collected, dict[str, float]]:
-    """Wait for the end of a step; the batch with its rewards on the host, and the step's metrics."""
+    """Wait for the end of a step, and count it; the batch with its rewards on the host, and the step's metrics."""
     with progress.phase("train"), stage.timeline.wait():
         updates = jax.device_get(updates)
     batch = batch._replace(judged=batch.judged.on_host())
     waited = stage.timeline.finish(drawn.step + 1)
     metrics = step_metrics(batch.rollout, batch.judged, updates, progress.seconds, waited)
-    return batch, metrics | jax.device_get({**drawn.gap, **batch.numbers}) | tool_metrics(drawn.uses)
+    metrics |= jax.device_get({**drawn.gap, **batch.numbers}) | tool_metrics(drawn.uses)
+    stage.run.ledger.count("rl", **step_counts(stage.run.config.rl, stage.algorithm, metrics, drawn.uses))
+    return batch, metrics

@@ -20,6 +20,7 @@ from grpo_jax.data.prompts import encode_prompts, prompt_messages, prompt_text, 
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.lora import attach
 from grpo_jax.reporting.files import is_primary, write_atomically
+from grpo_jax.reporting.ledger import Ledger
 from grpo_jax.reporting.metrics import MetricsWriter
 from grpo_jax.rewards.reward import Encoding, RewardError
 from grpo_jax.rewards.workers import Workers
@@ -30,7 +31,7 @@ from grpo_jax.sharding import ShardingError, agree, batch_shards, global_to_host
 from grpo_jax.stages.best import best_step
 from grpo_jax.stages.policy import frozen_params
 from grpo_jax.stages.rounds import Tool
-from grpo_jax.training.checkpoint import Checkpoints
+from grpo_jax.training.checkpoint import Checkpoints, Saved
 from grpo_jax.training.health import RunHealthError
 from grpo_jax.training.interrupt import Interruption
 from grpo_jax.training.manifest import CheckpointError
@@ -57,6 +58,11 @@ class Run:
     def frozen(self) -> Any | None:
         """The base of the adapters, one for all stages, policies and references, loaded when it is first needed."""
         return frozen_params(self.config, self.model.config, self.mesh)
+
+    @functools.cached_property
+    def ledger(self) -> Ledger:
+        """What each stage does and takes."""
+        return Ledger(self.directory, self.config, self.mesh.size)
 
     def policy(self, trainable: Any) -> Any:
         """The parameters that sampler and scoring take: what is trained, on what is frozen."""
@@ -165,10 +171,15 @@ class Run:
 
     def checkpoints(self, stage: str, save_total_limit: int | None = None) -> Checkpoints:
         """A stage's checkpoints, for writing with a limit and for reading without; what is on disk is announced."""
+
+        def announce(saved: Saved) -> None:
+            self.note(f"{stage}: step {saved.step} is saved ({saved.seconds:.1f} s)")
+            self.ledger.saved(stage, saved.step)
+
         return Checkpoints(
             self.stage(stage) / "checkpoints",
             save_total_limit,
-            announce=lambda saved: self.note(f"{stage}: step {saved.step} is saved ({saved.seconds:.1f} s)"),
+            announce=announce,
             spare=lambda steps: self.best_step(stage, steps),
         )
 
@@ -183,17 +194,19 @@ class Run:
     ) -> tuple[Any, int]:
         """The newest good checkpoint, of the form `abstract(step)`, and its step; or None and 0.
 
-        Says what was passed over and why.
+        Says what was passed over and why, and opens the stage's account in the ledger.
 
         Raises `CheckpointError` if the problems are not those of the checkpoint, as what follows would be others, and
         what `check_base` raises.
         """
-        newest = checkpoints.latest()
+        newest, stage = checkpoints.latest(), checkpoints.directory.parent.name
         for reason in newest.passed_over:
             self.note(f"passed over: {reason}")
         if newest.step is None:
+            self.ledger.begin(stage, data)
             return None, 0
-        saved = checkpoints.meta(newest.step)["data"]
+        meta = checkpoints.meta(newest.step)
+        saved = meta["data"]
         if saved != data:
             then, now = (f"{d['problems']} with fingerprint {d['fingerprint']}" for d in (saved, data))
             raise CheckpointError(
@@ -202,7 +215,8 @@ class Run:
             )
         self.check_base(checkpoints, newest.step)
         tree, _ = checkpoints.restore(newest.step, abstract(newest.step))
-        self.note(f"resumed at step {newest.step} of {checkpoints.directory.parent.name}")
+        self.ledger.begin(stage, data, meta.get("ledger"), step=newest.step)
+        self.note(f"resumed at step {newest.step} of {stage}")
         return tree, newest.step
 
     def check_base(self, checkpoints: Checkpoints, step: int) -> None:
@@ -230,11 +244,15 @@ class Run:
         stop = self.interruption.requested_anywhere()
         best = bool(agree(self.best_step(checkpoints.directory.parent.name) == done))
         if stop or done == total or best or (config.save_steps and done % config.save_steps == 0):
-            checkpoints.save(done, state, {"data": data} | self.base)
+            checkpoints.save(done, state, self.kept(checkpoints, done, data))
         if stop and done < total:
             self.stop_saved(checkpoints, done, total)
         if done == total:
             checkpoints.wait()
+
+    def kept(self, checkpoints: Checkpoints, step: int, data: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint keeps beside its arrays."""
+        return {"data": data, "ledger": self.ledger.kept(checkpoints.directory.parent.name, step)} | self.base
 
     def leave_if_asked(
         self, checkpoints: Checkpoints, finished: int, total: int, state: Any, data: dict[str, Any]
@@ -244,7 +262,7 @@ class Run:
             return
         if not finished:
             raise self.interruption.interrupted("stopped before the first step; the same command starts it again")
-        checkpoints.save(finished, state, {"data": data} | self.base)
+        checkpoints.save(finished, state, self.kept(checkpoints, finished, data))
         self.stop_saved(checkpoints, finished, total)
 
     @contextlib.contextmanager
@@ -254,7 +272,7 @@ class Run:
             yield
         except (RewardError, RunHealthError) as error:
             if finished and getattr(error, "sound", True):
-                checkpoints.save(finished, state, {"data": data} | self.base)
+                checkpoints.save(finished, state, self.kept(checkpoints, finished, data))
                 checkpoints.wait()
             raise
 
@@ -281,6 +299,7 @@ class Run:
         if (best := self.best_step(stage)) is not None:
             metric = getattr(self.config, stage).best_metric
             self.note(f"{stage}: {metric} was best at step {best}, which is kept")
+        self.ledger.finish(stage, step)
         if is_primary():
             write_atomically(self.stage(stage) / "done.json", json.dumps({"step": step}) + "\n")
 

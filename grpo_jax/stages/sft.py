@@ -96,6 +96,9 @@ def train(run: Run, initial: Callable[[], Any], prepared: Prepared) -> Any:
                     "tokens_per_sec": metrics["num_tokens"] / sum(progress.seconds.values()),
                     "compiles": compiled(update),
                 }
+                taken = {"trained_tokens": metrics["num_tokens"], "optimizer_steps": 1 - metrics["skipped_updates"]}
+                run.ledger.count("sft", **taken)
+                metrics |= run.ledger.totals("sft")
                 logged = done % c.logging_steps == 0 or done == c.max_steps
                 if logged:
                     log.write(done, metrics)

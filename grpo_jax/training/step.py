@@ -128,7 +128,8 @@ def train_step(
     With more than one of `buckets` the rows are sorted by length, each micro-batch is computed only as far as it
     reaches, in as many steps (`buckets.py`), and all prompts are computed once.
     -> the new state and metrics: `loss` (the sum over rows, hence the batch's loss), means over the chosen tokens,
-    `padding` (share of the computed completion tokens), `grad_norm` before clipping, `skipped_updates` 0 or 1.
+    `num_trained_tokens` of them, `padding` (share of the computed completion tokens), `grad_norm` before clipping,
+    `skipped_updates` 0 or 1.
     """
 
     scoring = {"temperature": temperature, "chunk": chunk, "entropy_gradient": bool(algorithm.entropy_bonus)}
@@ -156,7 +157,8 @@ def train_step(
         padding = padding_share(row_lengths(mask), mask.size)
         grads, loss, statistics = gradient_of(loss_of, state.params, experience, microbatches, algorithm.rows)
     new_state, update_metrics = guarded_update(state, grads, loss, optimizer=optimizer)
-    metrics = {"loss": loss, "padding": padding} | mean_statistics(statistics) | update_metrics
+    metrics = {"loss": loss, "padding": padding, "num_trained_tokens": statistics["tokens"]}
+    metrics |= mean_statistics(statistics) | update_metrics
     return new_state, metrics
 
 

@@ -14,6 +14,7 @@ import orbax.checkpoint
 import yaml
 
 from grpo_jax.configure import load
+from grpo_jax.reporting.ledger import read_ledger
 from grpo_jax.reporting.metrics import read_metrics
 from grpo_jax.sharding import make_mesh
 from grpo_jax.stages import pipeline
@@ -179,13 +180,25 @@ def rollouts(directory: Path) -> dict[str, str]:
     return {path.name: path.read_text("utf-8") for path in sorted((directory / "rl" / "rollouts").iterdir())}
 
 
+def ledger(directory: Path) -> dict:
+    """The ledger of a run without its name and what a clock decides."""
+    found = read_ledger(directory)
+    del found["run"]
+    for part in (found["totals"], *(stage["counts"] for stage in found["stages"].values())):
+        part.pop("seconds"), part.pop("device_seconds")
+    for stage in found["stages"].values():
+        assert stage.pop("began")
+    return found
+
+
 def assert_equal_runs(got: Path, expected: Path) -> None:
-    """Every leaf of the last checkpoints, every metric and every rollout is the same, bit for bit."""
+    """Every leaf of the last checkpoints, every metric, rollout and count is the same, bit for bit."""
     for stage in ("sft", "rl"):
         assert_equal_leaves(got, expected, stage)
         for line, other in zip(metrics(got, stage), metrics(expected, stage), strict=True):
             assert line == other, f"{stage}: step {other['step']}"
     assert rollouts(got) == rollouts(expected)
+    assert ledger(got) == ledger(expected)
 
 
 def assert_equal_leaves(got: Path, expected: Path, stage: str) -> set[str]:

@@ -6,9 +6,10 @@ import shutil
 from unittest import mock
 
 import pytest
-from small_runs import assert_equal_leaves, assert_well_said, launched, metrics, run, write_settings
+from small_runs import assert_equal_leaves, assert_well_said, launched, ledger, metrics, run, write_settings
 
 from grpo_jax.data.labels.steps import Config, build
+from grpo_jax.models.fingerprint import model_fingerprint
 from grpo_jax.rewards.extract import extract_answer
 from grpo_jax.stages import label
 from grpo_jax.stages.journal import Journal, JournalError
@@ -102,6 +103,7 @@ def test_it_goes_on_after_a_kill_whatever_the_batch(labelled, workers, tmp_path,
     prefixes, cost, without = map(int, counted.groups())
     assert cost == 4 * prefixes < without and said.index(counted[0]) < said.index("label: completions")
     assert (stage / "labels.jsonl").read_bytes() == (unbroken / "label" / "labels.jsonl").read_bytes()
+    assert ledger(directory) == ledger(unbroken)
 
 
 def test_killed_among_the_completions(labelled, workers, tmp_path):
@@ -117,6 +119,24 @@ def test_killed_among_the_completions(labelled, workers, tmp_path):
         run(file, directory, workers)
     assert sampled.call_count == -(-(len(lines) - 3) // LABEL["batch_prompts"])  # and no solution again
     assert (stage / "labels.jsonl").read_bytes() == (unbroken / "label" / "labels.jsonl").read_bytes()
+    assert ledger(directory) == ledger(unbroken)
+
+
+def test_the_ledger_counts_solutions_and_completions(labelled):
+    """What a rollout and the journals say; the weights it starts from are those that sft left."""
+    stage = labelled[1] / "label"
+    solutions, prefixes = (
+        [json.loads(line) for line in (stage / name).read_text().splitlines()[1:]]
+        for name in ("solutions.jsonl", "prefixes.jsonl")
+    )
+    found = ledger(labelled[1])["stages"]
+    written = [len(row["ids"]) for line in solutions for row in line["solutions"]]
+    counts = found["label"]["counts"]
+    assert counts["prompts"] == 21 + len(prefixes) and counts["completions"] == 21 * 3 + 4 * len(prefixes)
+    assert counts["generated_tokens"] == sum(written) + sum(line["tokens"] for line in prefixes)
+    assert all(4 <= line["tokens"] <= 4 * 6 for line in prefixes)
+    assert counts["optimizer_steps"] == 0 and found["label"]["starts_from"]["name"] == "sft, step 200"
+    assert found["label"]["starts_from"]["fingerprint"] != found["sft"]["starts_from"]["fingerprint"]
 
 
 def test_a_reward_model_and_rl_by_it(labelled, workers, tmp_path):
@@ -128,6 +148,13 @@ def test_a_reward_model_and_rl_by_it(labelled, workers, tmp_path):
     solutions = build(Config(path=str(directory / "label" / "labels.jsonl")), 0)
     assert all(solution.sampled is not None for solution in solutions)
     assert metrics(directory, "reward_model")[0]["loss"] > 0 and metrics(directory, "rl")
+    found = ledger(directory)["stages"]
+    assert list(found) == ["sft", "label", "reward_model", "rl"]
+    lines, counts = metrics(directory, "reward_model"), found["reward_model"]["counts"]
+    lines = [line for line in lines if "num_labels" in line]
+    assert counts["labels"] == sum(line["num_labels"] for line in lines) > 0 and counts["optimizer_steps"] == 2
+    weights = model_fingerprint(directory / "reward_model" / "model")["weights"]
+    assert [model["weights"] for model in found["rl"]["reward_models"]] == [weights]
     assert_equal_leaves(directory, unbroken, "sft")
 
 

@@ -8,6 +8,7 @@ from small_runs import (
     assert_equal_leaves,
     checkpoint,
     launched,
+    ledger,
     metrics,
     rollouts,
     run,
@@ -72,6 +73,8 @@ def test_fused_steps_give_the_numbers_of_the_loop(taught, workers, tmp_path, alg
     for line, other in zip(metrics(fused, "rl"), metrics(loop, "rl"), strict=True):
         for key in line.keys() & other.keys():
             np.testing.assert_allclose(line[key], other[key], rtol=1e-3, atol=5e-5, err_msg=key)
+    assert ledger(fused) == ledger(loop)
+    assert ledger(loop)["stages"]["rl"]["method"]["kind"] == algorithm["kind"]
     ours, theirs = checkpoint(fused, "rl"), checkpoint(loop, "rl")
     for name in theirs:
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-3, err_msg=name)
@@ -191,6 +194,9 @@ def test_dpo_from_preference_data(taught, workers, tmp_path):
     assert abs(lines[0]["loss"] - np.log(2)) < 1e-5 and lines[0]["pairs/margin"] == 0
     assert lines[-1]["loss"] < 0.6 and lines[-1]["pairs/accuracy"] > 0.7
     assert "logprob_gap/mean" not in lines[0]
+    counts = ledger(directory)["stages"]["rl"]["counts"]
+    assert counts["prompts"] == 16 * 4 and counts["optimizer_steps"] == 16 and counts["trained_tokens"] > 0
+    assert counts["completions"] == counts["generated_tokens"] == lines[-1]["total/generated_tokens"] == 0
     shown = texts(directory)[1]
     assert all(int(worse) == int(better) + 1 for better, worse in zip(shown[::2], shown[1::2], strict=True))
     model = {"architecture": None, "model_name_or_path": str(taught)}

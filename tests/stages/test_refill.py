@@ -7,6 +7,7 @@ import pytest
 from small_runs import (
     assert_equal_leaves,
     launched,
+    ledger,
     metrics,
     on_few_devices,
     rollouts,
@@ -83,6 +84,16 @@ def test_resumed_in_the_middle(refilled, workers, tmp_path):
     run(file, tmp_path, workers)
     assert_equal_leaves(tmp_path, directory, "rl")
     assert metrics(tmp_path, "rl") == metrics(directory, "rl") and rollouts(tmp_path) == rollouts(directory)
+    assert ledger(tmp_path) == ledger(directory)
+
+
+def test_the_ledger_counts_all_rounds(refilled):
+    lines, counts = metrics(refilled[1], "rl"), ledger(refilled[1])["stages"]["rl"]["counts"]
+    rounds = sum(1 + int(line["refill/rounds"]) for line in lines)
+    assert counts["prompts"] == 4 * rounds > 4 * len(lines) and counts["completions"] == 16 * rounds
+    assert counts["generated_tokens"] == sum(line["num_generated_tokens"] for line in lines)
+    shown = sum(len(c["tokens"]) for step in groups(refilled[1]).values() for g in step for c in g["completions"])
+    assert counts["generated_tokens"] > shown, "what was thrown away was generated too"
 
 
 @pytest.mark.slow
