@@ -36,18 +36,18 @@ def fake(name, notes, seconds=0.0, code=FAKE):
 def test_systems_take_turns(tmp_path):
     notes = tmp_path / "notes"
     told = []
-    systems = [fake("a", notes), fake("b", notes, 0.02)]
+    systems = [fake("a", notes), fake("b", notes, 0.1)]
     measured = measure(systems, tmp_path, rounds=2, steps=3, tell=told.append)
     assert notes.read_text() == "ab" + "aaabbb" * 2  # first the steps that compile
     assert [s.system for s in measured.steps] == ["a"] * 3 + ["b"] * 3 + ["a"] * 3 + ["b"] * 3
     assert {s.tokens for s in measured.steps} == {7}
     b = medians(measured.steps, "b")
-    assert b["step"] >= 0.03
-    assert 0.01 <= b["sample"] < b["step"]
+    assert b["step"] >= 0.15
+    assert 0.05 <= b["sample"] < b["step"]
     assert ratio(measured.steps, "b", "a") > 1
     assert measured.finish["a"]["peak_memory"] > 1e6
     assert 0 < measured.ready["a"]["startup_seconds"] < 60
-    assert measured.ready["b"]["first_seconds"] >= 0.03
+    assert measured.ready["b"]["first_seconds"] >= 0.15
     assert len(told) == 4
     assert "noise" in (tmp_path / "a.log").read_text()
 

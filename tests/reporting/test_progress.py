@@ -130,10 +130,16 @@ def test_plain_lines_are_few_short_and_without_control_codes(clock):
 
 def test_a_long_wait_is_named_while_it_lasts():
     console, file = plain()
+
+    def waiting():
+        return [line for line in file.getvalue().splitlines() if "train, compiling (first step)" in line]
+
     with Progress("rl", total=2, console=console, interval=0.05) as progress, progress.phase("train"):
         time.sleep(0.5)
-    waiting = [line for line in file.getvalue().splitlines() if "train, compiling (first step)" in line]
-    assert 1 <= len(waiting) <= 5  # pauses grow
+        end = time.monotonic() + 20
+        while not waiting() and time.monotonic() < end:
+            time.sleep(0.05)
+    assert 1 <= len(waiting()) <= 5  # pauses grow
 
 
 def test_on_a_terminal_every_logged_step_leaves_a_line():

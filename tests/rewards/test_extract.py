@@ -73,10 +73,10 @@ def test_extract(completion, answer):
 )  # fmt: skip
 def test_long_texts_take_linear_time(piece):
     text = (piece * (200_000 // len(piece) + 1))[:200_000]
-    start = time.perf_counter()
+    start = time.process_time()
     extract(text)
     extract("the answer is " + text)
-    assert time.perf_counter() - start < 3.0
+    assert time.process_time() - start < 10.0  # 0.2 s; by squares it would be hours
 
 
 def test_nested_boxes_take_linear_time():

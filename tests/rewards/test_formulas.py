@@ -46,10 +46,10 @@ def test_what_is_no_formula(text):
 
 @pytest.mark.parametrize("text", LARGE)
 def test_large_values_are_refused_before_they_are_computed(text):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(TooLargeError):
         same_value(read_expression(text), read_expression("x" if "x" in text and "exp" not in text else r"\pi"))
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 5.0
 
 
 def test_names_of_letters():

@@ -33,39 +33,49 @@ def kinds(outcomes):
     ],
 )
 def test_misbehaviour_costs_its_item_only(workers, function, kind):
-    limit = 10.0 if kind == "value" else 0.5
+    limit = 0.5 if kind == "timeout" else 30.0
     start = time.monotonic()
     outcomes = workers.map(function, [0, 1, 2, 3], time_limit=limit)
     assert kinds(outcomes) == ["value", kind, "value", "value"], outcomes
     assert [outcome.value for outcome in outcomes if outcome.kind == "value"][-2:] == [2, 3]
-    assert time.monotonic() - start < limit + 1.0
+    assert time.monotonic() - start < 30.0
     if kind == "error":
         assert outcomes[1].text
 
 
+def soon(holds):
+    """Whether it holds within some seconds."""
+    end = time.monotonic() + 20
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.05)
+    return holds()
+
+
 def test_children_of_a_killed_worker_die_too(workers):
-    assert kinds(workers.map(misbehaviour.hang_in_a_child, [1], time_limit=0.4)) == ["timeout"]
-    time.sleep(0.3)
-    running = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
-    assert not [line for line in running.splitlines() if "sleep 71.25" in line and not line.startswith("Z")]
+    seconds = f"1000.{os.getpid()}"  # a command of this test run alone
+    assert kinds(workers.map(misbehaviour.hang_in_a_child, [seconds], time_limit=1.0)) == ["timeout"]
+
+    def alive():
+        running = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
+        return any(f"sleep {seconds}" in line and not line.startswith("Z") for line in running.splitlines())
+
+    assert soon(lambda: not alive())
 
 
 def test_processes_and_descriptors_stay_flat_over_hangs(workers):
-    def state():
-        time.sleep(0.3)
-        return len(os.listdir("/proc/self/fd")), len(workers_alive())
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
 
     def workers_alive():
         return set(filter(lambda pid: Path(f"/proc/{pid}").exists(), seen))
 
     seen = {outcome.value for outcome in workers.map(misbehaviour.process_id, range(8))}
-    before = state()
+    before = descriptors()
     outcomes = workers.map(misbehaviour.hang, [1] * 20, time_limit=0.1)
     assert kinds(outcomes) == ["timeout"] * 20
     seen |= {outcome.value for outcome in workers.map(misbehaviour.process_id, range(8))}
-    after = state()
-    assert after[0] <= before[0] + 2, "file descriptors leak"
-    assert after[1] <= workers.max_workers, "processes leak"
+    assert soon(lambda: descriptors() <= before + 2), "file descriptors leak"
+    assert soon(lambda: len(workers_alive()) <= workers.max_workers), "processes leak"
 
 
 def test_the_death_of_an_idle_worker_is_repaired(workers):
@@ -78,9 +88,9 @@ def test_the_death_of_an_idle_worker_is_repaired(workers):
 
 def test_a_limit_for_all_items_together(workers):
     start = time.monotonic()
-    outcomes = workers.map(misbehaviour.hang, [0, 1, 1, 1, 1, 1, 1, 0], time_limit=0.4, total=0.6)
-    assert time.monotonic() - start < 1.6
-    assert kinds(outcomes) == ["value"] + ["timeout"] * 7
+    outcomes = workers.map(misbehaviour.hang, [0, *[1] * 80, 0], time_limit=0.4, total=1.5)
+    assert time.monotonic() - start < 10.0  # not 0.4 s for each, two at a time
+    assert kinds(outcomes) == ["value"] + ["timeout"] * 81
     assert workers.map(misbehaviour.double, [4])[0].value == 8
 
 

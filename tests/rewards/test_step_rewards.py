@@ -85,7 +85,7 @@ def test_a_step_that_ends_within_a_token_takes_it_whole():
 rows = st.lists(st.sampled_from([*encode("12\n\n\n3"), END]), min_size=1, max_size=WIDTH)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows)
 def test_devices_end_steps_where_the_host_does(ids):
     padded, mask = np.full(WIDTH, END, np.int32), np.arange(WIDTH) < len(ids)
@@ -167,7 +167,7 @@ def test_both_forms_give_the_same_numbers():
 solutions = st.one_of(st.none(), st.text("12\n", max_size=WIDTH + 4))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(solutions, min_size=2, max_size=2), st.lists(rows, min_size=4, max_size=4))
 def test_both_forms_give_the_same_numbers_of_anything(said, completions):
     assert_equal_forms([Problem("", "", solution=text) for text in said], completions)

@@ -87,9 +87,9 @@ def test_an_earlier_block_that_ends_the_process(sandbox):
 
 
 def test_each_block_has_its_time(sandbox):
-    limits = Limits(wall=1.0, cpu=1.0)
+    limits = Limits(wall=1.5, cpu=1.5)
     result = sandbox.submit(
-        "import time\ntime.sleep(0.6)\nprint('both')", limits, earlier=["import time\ntime.sleep(0.6)"]
+        "import time\ntime.sleep(0.8)\nprint('both')", limits, earlier=["import time\ntime.sleep(0.8)"]
     )
     assert result.result() == ToolResult("ok", "both")
     assert sandbox.submit("1", limits, earlier=["import time\ntime.sleep(9)"]).result().status == "timeout"
@@ -151,13 +151,22 @@ def test_results_come_while_others_run(sandbox):
     assert slow.result().text == "slow"
 
 
+def sleeping(sandbox):
+    """The future of a program that does nothing for long, once it runs, and the processes made for it."""
+    launcher = sandbox._workers[0]._process.pid
+    idle, end = descendants(launcher), time.monotonic() + 20
+    future = sandbox.submit("import time\ntime.sleep(30)")
+    while not (made := descendants(launcher) - idle) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert made
+    return future, made
+
+
 def test_the_death_of_a_worker_is_a_result():
     with entered("auto", 1) as sandbox:
-        future = sandbox.submit("import time\ntime.sleep(30)")
-        time.sleep(0.5)
+        future, made = sleeping(sandbox)
         launcher = sandbox._workers[0]._process.pid
-        inside = max(descendants(launcher))  # the program, or what holds it
-        os.kill(inside, signal.SIGKILL)
+        os.kill(max(made), signal.SIGKILL)  # the program, or what holds it
         assert future.result(timeout=10).status == "killed"
         os.killpg(launcher, signal.SIGKILL)
         assert {sandbox.submit("1 + 1").result(timeout=60).status for _ in range(2)} <= {"ok", "killed"}
@@ -166,11 +175,10 @@ def test_the_death_of_a_worker_is_a_result():
 
 def test_a_worker_dies_with_all_it_started():
     with entered("auto", 1) as sandbox:
-        sandbox.submit("import time\ntime.sleep(30)")
-        time.sleep(0.5)
+        sleeping(sandbox)
         all_of_it = descendants(sandbox._workers[0]._process.pid)
         assert len(all_of_it) >= 3
-    end = time.monotonic() + 5
+    end = time.monotonic() + 20
     while (left := [p for p in all_of_it if os.path.exists(f"/proc/{p}")]) and time.monotonic() < end:
         time.sleep(0.02)
     assert not left
@@ -178,9 +186,8 @@ def test_a_worker_dies_with_all_it_started():
 
 def test_a_closed_sandbox_answers():
     with entered("auto", 1) as sandbox:
-        future = sandbox.submit("import time\ntime.sleep(30)")
+        future, _ = sleeping(sandbox)
         waiting = sandbox.submit("1")
-        time.sleep(0.3)
         started = time.monotonic()
     assert time.monotonic() - started < 10
     assert future.result().status == "killed"

@@ -44,7 +44,7 @@ def test_a_second_signal_ends_a_process_whose_main_thread_is_busy():
         time.sleep(ECHO + 0.2)
         assert process.poll() is None
         process.terminate()
-        assert process.wait(timeout=5) == 143
+        assert process.wait(timeout=15) == 143
 
 
 def test_outside_the_main_thread_nothing_is_caught():
