@@ -21,7 +21,7 @@ LAYERS = (
     {"sharding"},
     {"configure"},
     {"types", "config"},
-    {"texts"},
+    {"texts", "steps"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 KINDS = ("algorithms", "rewards", "data/sources", "data/labels", "evaluation/benchmarks", "tools")

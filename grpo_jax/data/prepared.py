@@ -17,6 +17,15 @@ from tensorflow_datasets.text.gsm8k import gsm8k
 from grpo_jax.data.json_lines import read_rows
 from grpo_jax.data.rows import RowError, gsm8k_answer
 
+
+class NotPreparedError(RowError):
+    """A data set that is not in its place, which is `place`."""
+
+    def __init__(self, message: str, place: Any):
+        super().__init__(message)
+        self.place = place
+
+
 SPLITS = ("train", "test", "train_socratic", "test_socratic")
 
 with tfds.core.registered.skip_registration():
@@ -98,10 +107,11 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 def _prepare(builder: tfds.core.DatasetBuilder, name: str, download: bool) -> None:
     if not download:
-        raise RowError(
+        raise NotPreparedError(
             f"tfds {name}: nothing is prepared in {builder.data_path}; set source.data_dir to where it is, "
             f"source.download to true to fetch it, or (gsm8k) source.manual_dir to a directory with "
-            f"train.jsonl"
+            f"train.jsonl",
+            builder.data_path,
         )
     try:
         builder.download_and_prepare(file_format="array_record")
@@ -134,7 +144,8 @@ def _local_files(manual_dir: Path) -> dict[str, Path]:
     files = {split: manual_dir / f"{split}.jsonl" for split in SPLITS}
     found = {split: path for split, path in files.items() if path.is_file()}
     if not found:
-        raise RowError(f"{manual_dir}: has no train.jsonl or test.jsonl; set source.manual_dir to GSM8K's files")
+        what = "has no train.jsonl or test.jsonl" if manual_dir.is_dir() else "does not exist"
+        raise RowError(f"source.manual_dir: {manual_dir} {what}; give the directory of GSM8K's files")
     return found
 
 

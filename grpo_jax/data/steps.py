@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from grpo_jax.steps import ends_of_steps
+
 
 @functools.lru_cache(maxsize=8)
 def _newlines(tokenizer: Any, size: int) -> np.ndarray:
@@ -25,18 +27,12 @@ def newline_tokens(tokenizer: Any, vocab_size: int) -> np.ndarray:
 def step_ends(tokens: Any, mask: Any, newline: Any, ends: tuple[int, ...]) -> Any:
     """The last token of each step of each completion: tokens, mask [B, Tc], newline [V] bool -> [B, Tc] bool.
 
-    A step is a line with something in it. It ends with the last of the newlines behind it; the last one ends with the
-    completion, its end of sequence, or where it was cut. Newlines before the first step belong to it, those before
-    the end of sequence to the last. Works on NumPy and on JAX arrays alike; `ends` are the end-of-sequence ids.
+    A step is a line with something in it; else as `grpo_jax.steps.ends_of_steps` says. `ends` are the end-of-sequence
+    ids. Works on NumPy and on JAX arrays alike.
     """
     if isinstance(tokens, np.ndarray):
         xp: Any = np
     else:
         import jax.numpy as xp
-    breaks = mask & xp.asarray(newline)[tokens]
     over = (tokens[..., None] == xp.asarray(ends, tokens.dtype)).any(-1)
-    content = mask & ~breaks & ~over
-    nothing = xp.zeros_like(mask[:, :1])
-    follows, goes_on = (xp.concatenate([x[:, 1:], nothing], axis=1) for x in (content, mask))
-    begun = xp.cumsum(content, axis=1) > 0
-    return (breaks & begun & follows) | (mask & ~goes_on)
+    return ends_of_steps(xp.asarray(newline)[tokens] | over, mask)

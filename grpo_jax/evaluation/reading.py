@@ -53,7 +53,9 @@ def published_file(benchmark: Benchmark, data: str) -> Path:
     if found is None:
         names = ", ".join(str(place.relative_to(path)) for place in places)
         what = f"has none of {names}" if path.is_dir() else "does not exist"
-        raise RowError(f"benchmark {benchmark.name}: {data} {what}; give a folder with one of these files, or the file")
+        raise RowError(
+            f"benchmark {benchmark.name}: data: {data} {what}; give a folder with one of these files, or the file"
+        )
     return found
 
 
@@ -83,7 +85,13 @@ def _of_hub(benchmark: Benchmark) -> Iterator[tuple[str, Any]]:
 def _of_tfds(benchmark: Benchmark) -> Iterator[tuple[str, Any]]:
     if benchmark.tfds is None:
         raise RowError(f"benchmark {benchmark.name}: TFDS has no such data set; give a folder, or hub")
-    from grpo_jax.data.prepared import read_split
+    from grpo_jax.data.prepared import NotPreparedError, read_split
 
-    rows = read_split(benchmark.tfds, "test", None, None, False)
+    try:
+        rows = read_split(benchmark.tfds, "test", None, None, False)
+    except NotPreparedError as error:
+        raise RowError(
+            f"benchmark {benchmark.name}: data: tfds: nothing is prepared in {error.place}; give the folder of "
+            f"{benchmark.file} or hub, or prepare it there (a source {{kind: tfds, name: {benchmark.tfds}}} does)"
+        ) from error
     yield from ((f"tfds {benchmark.tfds}/test:{number}", rows[number]) for number in range(len(rows)))

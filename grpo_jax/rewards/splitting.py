@@ -1,8 +1,9 @@
 r"""Where the steps of a completion end, as tokens see it on the devices and as text reads on the host.
 
 A step ends at the last token of a run of delimiters, and the last one at the completion's last token, whatever that is:
-the end of sequence, so that an answer line without a newline is a step too, or where the length limit cut. A delimiter
-with nothing behind it but the end of sequence ends no step of its own. The paper does not say what a step is; a line is
+the end of sequence, so that an answer line without a newline is a step too, or where the length limit cut. Delimiters
+with nothing before them belong to the first step, those with nothing behind them but the end of sequence to the last.
+The paper does not say what a step is; a line is
 what its authors' data and Math-Shepherd's have (arXiv:2312.08935, section 3.4).
 """
 
@@ -87,15 +88,17 @@ def text_steps(text: str, c: Splitting) -> list[tuple[str, int]]:
 
 def token_steps(ids: Sequence[int], delimiters: Sequence[int], ends: Sequence[int]) -> list[Step]:
     """The steps of tokens: `step_ends` for one completion on the host."""
-    stops, steps, start = {*delimiters, *ends}, [], 0
-    for t, token in enumerate(ids):
-        last = t == len(ids) - 1
-        if last or (token in stops and ids[t + 1] not in stops):
-            content = ids[start : t + 1]
-            while content and content[-1] in stops:
-                content = content[:-1]
-            steps.append(Step(tuple(content), t))
-            start = t + 1
+    import numpy as np
+
+    from grpo_jax.steps import ends_of_steps
+
+    row = np.array(ids, np.int64)
+    stop = np.isin(row, [*delimiters, *ends])
+    steps, start = [], 0
+    for end in np.flatnonzero(ends_of_steps(stop, np.ones(len(row), bool))).tolist():
+        content = row[start : end + 1][~stop[start : end + 1]]
+        steps.append(Step(tuple(content.tolist()), end))
+        start = end + 1
     return steps
 
 
@@ -139,10 +142,8 @@ def step_ends(tokens: Array, mask: Array, delimiters: Array, ends: Array) -> tup
     """
     import jax.numpy as jnp
 
+    from grpo_jax.steps import ends_of_steps
+
     stops = jnp.concatenate([delimiters, ends], -1)
     stop = mask & (tokens[..., None] == stops[..., None, :]).any(-1)
-
-    def following(x: Array) -> Array:
-        return jnp.concatenate([x[..., 1:], jnp.zeros_like(x[..., :1])], -1)
-
-    return mask & (~following(mask) | (stop & ~following(stop))), stop
+    return ends_of_steps(stop, mask), stop

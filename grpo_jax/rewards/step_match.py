@@ -128,7 +128,9 @@ def _match(rollout: Rollout, columns: dict[str, Array], *, c: Config) -> StepRew
     stops = (columns[name][:, None] for name in ("delimiters", "ends"))
     ends, stop = step_ends(said, mask, *stops)
     number = jnp.cumsum(ends, -1) - ends  # of the step that each token is in
-    begins = jnp.concatenate([jnp.ones_like(ends[..., :1]), ends[..., :-1]], -1)
+    content = mask & ~stop
+    leading = (jnp.cumsum(content, -1) == 0).sum(-1, keepdims=True)  # delimiters before the first step
+    begins = jnp.concatenate([jnp.zeros_like(ends[..., :1]), ends[..., :-1]], -1) | (jnp.arange(Tc) == leading)
     start = jnp.maximum.accumulate(jnp.where(begins, jnp.arange(Tc), 0), -1)  # of that step
     offset = jnp.arange(Tc) - start
 
@@ -137,7 +139,6 @@ def _match(rollout: Rollout, columns: dict[str, Array], *, c: Config) -> StepRew
 
     length = of_reference(columns["lengths"], number)  # -1: no such step
     wanted = of_reference(columns["tokens"], of_reference(columns["starts"], number) + offset)
-    content = mask & ~stop
     off = content & ((said != wanted) | (offset >= length))
     so_far = jnp.cumsum(jnp.stack([content, off]), -1)  # [2, P, G, Tc]
     before = jnp.take_along_axis(so_far - jnp.stack([content, off]), jnp.broadcast_to(start, so_far.shape), -1)

@@ -72,8 +72,10 @@ def test_what_tfds_cannot_give(manual, tmp_path):
         gsm8k(tmp_path / "none")
     with pytest.raises(RowError, match=r"tfds no_such_set: Dataset no_such_set not found"):
         gsm8k(tmp_path / "none", name="no_such_set")
-    with pytest.raises(RowError, match=r"has no train.jsonl or test.jsonl"):
+    with pytest.raises(RowError, match=r"source.manual_dir: .* has no train.jsonl or test.jsonl; give the directory"):
         gsm8k(tmp_path / "none", manual_dir=str(tmp_path))
+    with pytest.raises(RowError, match=r"source.manual_dir: .*/nowhere does not exist; give the directory"):
+        gsm8k(tmp_path / "none", manual_dir=str(tmp_path / "nowhere"))
     with pytest.raises(RowError, match=r"tfds math_qa: source.manual_dir is for gsm8k only"):
         gsm8k(tmp_path / "none", name="math_qa", manual_dir=str(manual))
     gsm8k(tmp_path / "tfds", manual_dir=str(manual))

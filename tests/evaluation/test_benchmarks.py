@@ -1,6 +1,7 @@
 """Benchmarks: published rows become problems, prompts are the paper's byte for byte, and gold scores 100 %."""
 
 import json
+from unittest import mock
 
 import pytest
 from made_up import QUESTIONS, ROWS, write_all
@@ -8,6 +9,7 @@ from made_up import QUESTIONS, ROWS, write_all
 from grpo_jax.config import PromptConfig
 from grpo_jax.configure import ConfigError, kind_class
 from grpo_jax.configure.kinds import names
+from grpo_jax.data import prepared
 from grpo_jax.data.prompts import prompt_text
 from grpo_jax.data.rows import RowError
 from grpo_jax.data.tokenizer import character_tokenizer
@@ -169,7 +171,7 @@ def test_bad_rows_are_named(kind, row, words, tmp_path):
         assert word in str(error.value)
 
 
-def test_places_that_do_not_have_it(tmp_path, shared):
+def test_places_that_do_not_have_it(tmp_path, shared, monkeypatch):
     for settings, words in (
         ({"data": str(tmp_path)}, "has none of deepseek_math_eval/gsm8k/test.jsonl"),
         ({"data": str(tmp_path / "no")}, "does not exist"),
@@ -181,6 +183,10 @@ def test_places_that_do_not_have_it(tmp_path, shared):
         opened("sat", data="hub")
     with pytest.raises(RowError, match="TFDS has no such data set"):
         opened("cmath", data="tfds")
+    nowhere = prepared.NotPreparedError("set source.data_dir", "/here/gsm8k")
+    monkeypatch.setattr(prepared, "read_split", mock.Mock(side_effect=nowhere))
+    with pytest.raises(RowError, match=r"benchmark gsm8k: data: tfds: nothing is prepared in /here/gsm8k; give the"):
+        opened("gsm8k", data="tfds")
     benchmark = open_benchmark("gsm8k", kind_class("evaluation.benchmarks", "gsm8k")())
     for shots, words in ((None, "not shipped"), (str(tmp_path / "no.json"), "cannot be read")):
         with pytest.raises(ConfigError, match=words):

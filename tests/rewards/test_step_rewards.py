@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpo_jax.data import steps as data_steps
 from grpo_jax.rewards import step_match
 from grpo_jax.rewards.combine import combine_all
 from grpo_jax.rewards.reward import Batch, Encoding, RewardError, StepRewards
@@ -94,6 +95,22 @@ def test_devices_end_steps_where_the_host_does(ids):
     assert list(np.nonzero(ends)[0]) == [step.end for step in token_steps(ids, NEWLINE, [END])]
 
 
+lines = st.lists(st.sampled_from(encode("12\n\n\n3")), min_size=1, max_size=WIDTH - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lines)
+def test_labels_tokens_and_text_have_the_same_steps(ids):
+    """Of lines, whatever stands before the first or behind the last: three ways to say it, one place that knows."""
+    ids = [*ids, END]
+    newline = np.isin(np.arange(max(*NEWLINE, END, *ids) + 1), NEWLINE)
+    labelled = data_steps.step_ends(np.array([ids]), np.ones((1, len(ids)), bool), newline, (END,))
+    by_tokens = token_steps(ids, NEWLINE, [END])
+    by_text = steps_of(decode(ids), ids, Splitting(), ENCODING)
+    assert np.flatnonzero(labelled[0]).tolist() == [step.end for step in by_tokens] == [step.end for step in by_text]
+    assert [decode(step.content) for step in by_tokens] == [step.content for step in by_text]
+
+
 # --- the rule ---
 
 PROBLEMS = [Problem("47+8-9=", "46", solution="55\n46"), Problem("1+1=", "2", solution="2"), Problem("2=", "2")]
@@ -104,7 +121,7 @@ COMPLETIONS = [
 ]
 SAID = [
     *([(2, 1.0), (5, 1.0)], [(2, 1.0), (5, 0.0)], [(2, 0.0), (5, 1.0)], [(2, 0.0)]),
-    *([(1, 1.0)], [(1, 1.0), (3, 0.0)], [(0, 0.0), (1, 0.0)], [(0, 0.0)]),
+    *([(1, 1.0)], [(1, 1.0), (3, 0.0)], [(1, 1.0)], [(0, 0.0)]),
 ]
 
 
@@ -137,7 +154,7 @@ def by_host(reward, problems, completions):
 
 
 def test_the_rule_by_hand():
-    """In tokens "\\n2" is a step of nothing and then 2; in text the newline in front belongs to the step."""
+    """A newline in front belongs to the step, of tokens as of text."""
     reward = step_match.build(step_match.Config(split="tokens"))
     outcome, steps, mask = by_host(reward, PROBLEMS, COMPLETIONS)
     said = [
