@@ -26,7 +26,7 @@ from grpo_jax.reproduce.statistics import Link, nested_bootstrap, ordering, t_in
 WATCHED = ("reward", "kl", "frac_reward_zero_std", "entropy", "completions/clipped_ratio")
 BESIDE = ("grpo_os", "grpo_rule")  # told, and no part of the paper's order
 STEPS, TOKENS = "steps", "thousands of generated tokens"
-FALL = 0.02  # below its best by more than this, while the score rose: the policy exploits the reward model
+FALL = 0.02  # below its best by more than this, while the score rose: a policy exploits its reward model
 
 
 class Run(NamedTuple):
@@ -117,16 +117,16 @@ def reward_model(out: Path) -> list[str]:
 
 
 def causes(runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
-    """What of the runs may explain an order: groups without signal, scores that rise while answers get worse."""
+    """What of the runs may explain an order: scores that rise while answers get worse, groups without signal."""
     said = []
     for name, of in runs.items():
         curve = np.mean([run.curve.values[measure] for run in of], axis=0)
         best, at = float(curve.max()), of[0].curve.steps[int(curve.argmax())]
         rose = np.mean([run.metrics["last/reward"] - run.metrics["first/reward"] for run in of])
-        if best - curve[-1] > FALL and rose > 0:
+        if ARMS[name].reward != "rule" and best - curve[-1] > FALL and rose > 0:
             said.append(
-                f"{ARMS[name].title} fell from {100 * best:.1f} % at step {at} to {100 * curve[-1]:.1f} % while its "
-                f"reward rose by {rose:.3f}: the policy has found what its reward does not see."
+                f"{ARMS[name].title} fell from {100 * best:.1f} % at step {at} to {100 * curve[-1]:.1f} % while the "
+                f"reward model's score of its completions rose by {rose:.3f}: it has learnt the model's mistakes."
             )
     dead = {name: np.mean([run.metrics["last/frac_reward_zero_std"] for run in of]) for name, of in runs.items()}
     shares = ", ".join(f"{ARMS[name].title} {share:.0%}" for name, share in dead.items())

@@ -17,6 +17,7 @@ from grpo_jax.reproduce.records import (
     Samples,
     check_same_problems,
     curve_of,
+    refreshes,
     reward_curve,
     samples_of,
     share_right,
@@ -31,6 +32,7 @@ class Run(NamedTuple):
     curve: Curve
     after: Samples
     rewards: list[tuple[int, float]]  # step and mean reward in training, a mean over some steps each
+    refreshes: list[tuple[float, float]]  # AUC of the reward model on fresh solutions, before and after it learnt
 
 
 def findings(scale: Scale, out: Path) -> Findings:
@@ -46,7 +48,7 @@ def findings(scale: Scale, out: Path) -> Findings:
         name="figure6",
         title=f"Figure 6 in small ({scale.name}): {ITERATIONS} outer iterations of GRPO with process supervision",
         verdicts=verdicts(np.diff(at["iterative"], axis=1), ahead, measure),
-        remarks=remarks(scale),
+        remarks=[*remarks(scale), *reward_models(runs["iterative"])],
         tables=[table(at, borders)],
         panels=[accuracy(runs, measure, borders), reward(runs, borders)],
         numbers={"by iteration": {name: rows.tolist() for name, rows in at.items()}, "iterative - once": ahead}
@@ -56,7 +58,7 @@ def findings(scale: Scale, out: Path) -> Findings:
 
 def read(run: Path) -> Run:
     """The records of one arm from one seed."""
-    return Run(curve_of(run), samples_of(run, "after"), reward_curve(run))
+    return Run(curve_of(run), samples_of(run, "after"), reward_curve(run), refreshes(run, "auc"))
 
 
 def at_steps(curve: Curve, measure: str, steps: Sequence[int]) -> list[float]:
@@ -96,6 +98,18 @@ def remarks(scale: Scale) -> list[str]:
         f"Seeds: {len(scale.seeds)}. Intervals are of 95 %: t over seeds; of the last claim bootstrap over seeds and "
         "problems, of paired differences.",
     ]
+
+
+def reward_models(of: Sequence[Run]) -> list[str]:
+    """How well the reward model judged what the policy wrote by then, and what it gained by learning from it."""
+    said = []
+    for number, both in enumerate(zip(*(run.refreshes for run in of), strict=False)):
+        before, after = np.mean(both, axis=0)
+        said.append(
+            f"After Iteration-{number} the reward model's AUC on steps of fresh solutions, by their Math-Shepherd labels, "
+            f"was {before:.3f}; after learning from others {after:.3f}."
+        )
+    return said
 
 
 def table(at: Mapping[str, np.ndarray], borders: Sequence[int]) -> Table:

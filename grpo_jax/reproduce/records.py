@@ -131,3 +131,10 @@ def reward_curve(run: Path, every: int = 10) -> list[tuple[int, float]]:
     lines = [line for line in read_metrics(run / "rl" / "metrics.jsonl") if line.get("reward") is not None]
     parts = [lines[start : start + every] for start in range(0, len(lines), every)]
     return [(part[-1]["step"], float(np.mean([line["reward"] for line in part]))) for part in parts]
+
+
+def refreshes(run: Path, measure: str) -> list[tuple[float, float]]:
+    """What was measured of the reward model on fresh solutions at each continued training, before it and after."""
+    keys = [f"reward_model/{measure}_{when}" for when in ("before", "after")]
+    lines = read_metrics(run / "rl" / "metrics.jsonl")
+    return [(line[keys[0]], line[keys[1]]) for line in lines if all(line.get(key) is not None for key in keys)]
