@@ -106,8 +106,8 @@ def reward_models(of: Sequence[Run]) -> list[str]:
     for number, both in enumerate(zip(*(run.refreshes for run in of), strict=False)):
         before, after = np.mean(both, axis=0)
         said.append(
-            f"After Iteration-{number} the reward model's AUC on steps of fresh solutions, by their Math-Shepherd labels, "
-            f"was {before:.3f}; after learning from others {after:.3f}."
+            f"After Iteration-{number} the reward model's AUC on steps of fresh solutions, by their Math-Shepherd "
+            f"labels, was {before:.3f}; after learning from others {after:.3f}."
         )
     return said
 
