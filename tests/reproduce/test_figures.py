@@ -36,11 +36,13 @@ def put_run(run, curve, rewards=(0.3, 0.9), refreshed=None, **samples):
     lines, total = [], 10 * len(later)
     for step in range(1, total + 1):
         reward = rewards[0] + (rewards[1] - rewards[0]) * step / total
-        told = {"reward": reward, "kl": 0.1, "frac_reward_zero_std": 0.5, "num_generated_tokens": 100}
+        told = {"reward": reward, "kl": 0.1, "frac_reward_zero_std": 0.5, "total/generated_tokens": 100 * step}
         lines.append({"step": step, **told, **(refreshed or {}).get(step, {})})
         if step % 10 == 0:
             lines.append({"step": step, **metrics("eval/", later[step // 10 - 1])})
     put(run / "rl" / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    counts = {"optimizer_steps": total, "completions": 8 * total, "generated_tokens": 100 * total}
+    put(run / "ledger.json", json.dumps({"stages": {"rl": {"counts": counts}}}))
     for name, share in (("before", first), ("after", curve[-1])):
         put_samples(run, name, [share] * PROBLEMS, **samples)
 
@@ -100,6 +102,7 @@ def test_figure5_when_all_orderings_hold(tmp_path):
     assert "RFT (37.5 %) < Online RFT (50.0 %) < GRPO+OS (66.7 %) < GRPO+PS (91.7 %)" in found.verdicts[-1]
     rows = {row[0]: row for row in found.tables[0].rows}
     assert rows["RFT"][1] == "25.0 %" and rows["RFT"][2] == "37.5 % [37.5, 37.5]" and rows["RFT"][-1] == "1,000"
+    assert found.remarks[0].startswith("Budget of each run: 10 updates, 80 completions, 1,000 generated tokens.")
     assert any("first error found in 97.0%" in line for line in found.remarks)
     assert any("really good 33.3% are called good, of the bad 0.0%" in line for line in found.remarks)
 
