@@ -135,8 +135,9 @@ def jobs_of(figure: str, scale: Scale, out: Path) -> list[Job]:
 
 
 def stem_job(scale: Scale) -> Job:
-    """The run that gives the SFT policy and the reward model."""
-    return Job(STEM, scale.base, {"seed": 0, "rl": None, "evaluation": None})
+    """The run that gives the SFT policy and the reward model; alone, as all others need it, it has all cores."""
+    cores = {"NPROC": str(scale.at_once)} if "NPROC" in scale.environment else {}
+    return Job(STEM, scale.base, {"seed": 0, "rl": None, "evaluation": None}, environment=cores)
 
 
 def arm_job(name: str, scale: Scale, seed: int, out: Path) -> Job:

@@ -19,6 +19,7 @@ from grpo_jax.reproduce.records import (
     reward_model_of,
     samples_of,
     share_right,
+    spent,
 )
 from grpo_jax.reproduce.results import Findings, Table, percent, points
 from grpo_jax.reproduce.statistics import Link, nested_bootstrap, ordering, t_interval, together
@@ -26,7 +27,7 @@ from grpo_jax.reproduce.statistics import Link, nested_bootstrap, ordering, t_in
 WATCHED = ("reward", "kl", "frac_reward_zero_std", "entropy", "completions/clipped_ratio")
 BESIDE = ("grpo_os", "grpo_rule")  # told, and no part of the paper's order
 STEPS, TOKENS = "steps", "thousands of generated tokens"
-FALL = 0.02  # below its best by more than this, while the score rose: the policy exploits the reward model
+FALL = 0.02  # below its best by more than this, while the score rose: a policy exploits its reward model
 
 
 class Run(NamedTuple):
@@ -36,6 +37,7 @@ class Run(NamedTuple):
     before: Samples
     after: Samples
     metrics: dict[str, float]  # first/reward, last/reward, ...
+    spent: dict[str, float]  # completions, generated_tokens, optimizer_steps, ... of the rl stage
 
 
 def findings(scale: Scale, out: Path) -> Findings:
@@ -61,7 +63,8 @@ def findings(scale: Scale, out: Path) -> Findings:
 def read(out: Path, name: str, scale: Scale, seed: int) -> Run:
     """The records of one arm from one seed."""
     run = out / arm_job(name, scale, seed, out).name
-    return Run(curve_of(run), samples_of(run, "before"), samples_of(run, "after"), last_of(run, WATCHED))
+    metrics = last_of(run, WATCHED)
+    return Run(curve_of(run), samples_of(run, "before"), samples_of(run, "after"), metrics, spent(run))
 
 
 def verdicts(links: Sequence[Link], beside: Link, runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
@@ -88,13 +91,17 @@ def sentence(link: Link) -> str:
 
 
 def budget(runs: Mapping[str, Sequence[Run]], scale: Scale) -> list[str]:
-    """What each arm was given."""
-    tokens = {name: np.mean([run.curve.tokens[-1] for run in of]) for name, of in runs.items()}
-    steps = runs[ORDER[0]][0].curve.steps[-1]
+    """What each arm was given, by the runs' ledgers."""
+    each = [run.spent for of in runs.values() for run in of]
+
+    def between(name: str) -> str:
+        low, high = (int(end(one[name] for one in each)) for end in (min, max))
+        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
     rates = ", ".join(f"{ARMS[name].title} {rate:g}" for name, rate in scale.rates.items())
     return [
-        f"Budget: {steps} updates each, on as many prompts and completions; that is "
-        f"{min(tokens.values()):,.0f} to {max(tokens.values()):,.0f} generated tokens. Seeds: {len(scale.seeds)}.",
+        f"Budget of each run: {between('optimizer_steps')} updates, {between('completions')} completions, "
+        f"{between('generated_tokens')} generated tokens. Seeds: {len(scale.seeds)}.",
         f"Learning rate: {f'that of the file, but {rates}' if rates else 'the same for all arms, that of the file'}.",
         "Intervals are of 95 %: t over seeds in bands and in the columns marked t; bootstrap over seeds and problems, "
         "of paired differences, in the orderings. An ordering held if its whole interval is above 0.",
@@ -117,16 +124,16 @@ def reward_model(out: Path) -> list[str]:
 
 
 def causes(runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
-    """What of the runs may explain an order: groups without signal, scores that rise while answers get worse."""
+    """What of the runs may explain an order: scores that rise while answers get worse, groups without signal."""
     said = []
     for name, of in runs.items():
         curve = np.mean([run.curve.values[measure] for run in of], axis=0)
         best, at = float(curve.max()), of[0].curve.steps[int(curve.argmax())]
         rose = np.mean([run.metrics["last/reward"] - run.metrics["first/reward"] for run in of])
-        if best - curve[-1] > FALL and rose > 0:
+        if ARMS[name].reward != "rule" and best - curve[-1] > FALL and rose > 0:
             said.append(
-                f"{ARMS[name].title} fell from {100 * best:.1f} % at step {at} to {100 * curve[-1]:.1f} % while its "
-                f"reward rose by {rose:.3f}: the policy has found what its reward does not see."
+                f"{ARMS[name].title} fell from {100 * best:.1f} % at step {at} to {100 * curve[-1]:.1f} % while the "
+                f"reward model's score of its completions rose by {rose:.3f}: it has learnt the model's mistakes."
             )
     dead = {name: np.mean([run.metrics["last/frac_reward_zero_std"] for run in of]) for name, of in runs.items()}
     shares = ", ".join(f"{ARMS[name].title} {share:.0%}" for name, share in dead.items())
@@ -147,7 +154,7 @@ def arms_table(runs: Mapping[str, Sequence[Run]], finals: Mapping[str, Any], mea
                 percent(t_interval([run.curve.values["greedy"][-1] for run in of])),
                 f"{np.mean([run.metrics['last/reward'] for run in of]):.3f}",
                 f"{np.mean([run.metrics.get('last/kl', np.nan) for run in of]):.3f}".replace("nan", "-"),
-                f"{np.mean([run.curve.tokens[-1] for run in of]):,.0f}",
+                f"{np.mean([run.spent['generated_tokens'] for run in of]):,.0f}",
             ]
         )
     headers = (
@@ -188,6 +195,7 @@ def numbers(
             "curves": [run.curve for run in of],
             f"final {measure} by seed": [float(row.mean()) for row in finals[name]],
             "metrics by seed": [run.metrics for run in of],
+            "ledger by seed": [run.spent for run in of],
         }
         for name, of in runs.items()
     }

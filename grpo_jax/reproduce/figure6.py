@@ -17,9 +17,11 @@ from grpo_jax.reproduce.records import (
     Samples,
     check_same_problems,
     curve_of,
+    refreshes,
     reward_curve,
     samples_of,
     share_right,
+    spent,
 )
 from grpo_jax.reproduce.results import Findings, Table, percent, points
 from grpo_jax.reproduce.statistics import paired, rises, t_interval
@@ -31,6 +33,8 @@ class Run(NamedTuple):
     curve: Curve
     after: Samples
     rewards: list[tuple[int, float]]  # step and mean reward in training, a mean over some steps each
+    refreshes: list[tuple[float, float]]  # AUC of the reward model on fresh solutions, before and after it learnt
+    spent: dict[str, float]  # completions, generated_tokens, optimizer_steps, ... of the rl stage
 
 
 def findings(scale: Scale, out: Path) -> Findings:
@@ -46,7 +50,7 @@ def findings(scale: Scale, out: Path) -> Findings:
         name="figure6",
         title=f"Figure 6 in small ({scale.name}): {ITERATIONS} outer iterations of GRPO with process supervision",
         verdicts=verdicts(np.diff(at["iterative"], axis=1), ahead, measure),
-        remarks=remarks(scale),
+        remarks=[*remarks(scale), taken(runs), *reward_models(runs["iterative"])],
         tables=[table(at, borders)],
         panels=[accuracy(runs, measure, borders), reward(runs, borders)],
         numbers={"by iteration": {name: rows.tolist() for name, rows in at.items()}, "iterative - once": ahead}
@@ -56,7 +60,7 @@ def findings(scale: Scale, out: Path) -> Findings:
 
 def read(run: Path) -> Run:
     """The records of one arm from one seed."""
-    return Run(curve_of(run), samples_of(run, "after"), reward_curve(run))
+    return Run(curve_of(run), samples_of(run, "after"), reward_curve(run), refreshes(run, "auc"), spent(run))
 
 
 def at_steps(curve: Curve, measure: str, steps: Sequence[int]) -> list[float]:
@@ -96,6 +100,31 @@ def remarks(scale: Scale) -> list[str]:
         f"Seeds: {len(scale.seeds)}. Intervals are of 95 %: t over seeds; of the last claim bootstrap over seeds and "
         "problems, of paired differences.",
     ]
+
+
+def taken(runs: Mapping[str, Sequence[Run]]) -> str:
+    """What the arms took, by the runs' ledgers."""
+    each = {
+        name: {what: np.mean([run.spent[what] for run in of]) for what in ("optimizer_steps", "generated_tokens")}
+        for name, of in runs.items()
+    }
+    return "Taken, mean over seeds: " + "; ".join(
+        f"{ITERATIVE[name]} {one['optimizer_steps']:,.0f} updates of the policy, {one['generated_tokens']:,.0f} "
+        "generated tokens"
+        for name, one in each.items()
+    )
+
+
+def reward_models(of: Sequence[Run]) -> list[str]:
+    """How well the reward model judged what the policy wrote by then, and what it gained by learning from it."""
+    said = []
+    for number, both in enumerate(zip(*(run.refreshes for run in of), strict=False)):
+        before, after = np.mean(both, axis=0)
+        said.append(
+            f"After Iteration-{number} the reward model's AUC on steps of fresh solutions, by their Math-Shepherd "
+            f"labels, was {before:.3f}; after learning from others {after:.3f}."
+        )
+    return said
 
 
 def table(at: Mapping[str, np.ndarray], borders: Sequence[int]) -> Table:

@@ -14,9 +14,10 @@ from grpo_jax.configure.documents import read
 from grpo_jax.data.labels.arithmetic import true_labels
 from grpo_jax.evaluation.estimators import majority_at_k, mean_at_n, pass_at_k
 from grpo_jax.evaluation.voting import classes
+from grpo_jax.reporting.ledger import read_ledger
 from grpo_jax.reporting.metrics import read_metrics
 
-HELD_OUT = "eval/"
+HELD_OUT, TOKENS = "eval/", "total/generated_tokens"
 
 
 class Curve(NamedTuple):
@@ -45,13 +46,18 @@ def curve_of(run: Path) -> Curve:
     """The curve of a run with `rl` and `evaluation`; raises OSError or ValueError for records that are not whole."""
     before = json.loads((run / "evaluation" / "before.json").read_text("utf-8"))["metrics"]
     lines = read_metrics(run / "rl" / "metrics.jsonl")
-    made = {line["step"]: line["num_generated_tokens"] for line in lines if "num_generated_tokens" in line}
+    made = {0: 0} | {line["step"]: line[TOKENS] for line in lines if TOKENS in line}
     looked = [line for line in lines if any(key.startswith(HELD_OUT) for key in line)]
     steps = (0, *(line["step"] for line in looked))
-    tokens = tuple(sum(count for at, count in made.items() if at <= step) for step in steps)
+    tokens = tuple(made[max(at for at in made if at <= step)] for step in steps)
     names = [name for name in before if all(HELD_OUT + name in line for line in looked)]
     values = {name: (before[name]["value"], *(line[HELD_OUT + name] for line in looked)) for name in names}
     return Curve(steps, tokens, values)
+
+
+def spent(run: Path) -> dict[str, float]:
+    """What the rl stage of a run took, by the run's ledger: completions, generated_tokens, optimizer_steps, ..."""
+    return read_ledger(run)["stages"]["rl"]["counts"]
 
 
 def samples_of(run: Path, name: str) -> Samples:
@@ -131,3 +137,10 @@ def reward_curve(run: Path, every: int = 10) -> list[tuple[int, float]]:
     lines = [line for line in read_metrics(run / "rl" / "metrics.jsonl") if line.get("reward") is not None]
     parts = [lines[start : start + every] for start in range(0, len(lines), every)]
     return [(part[-1]["step"], float(np.mean([line["reward"] for line in part]))) for part in parts]
+
+
+def refreshes(run: Path, measure: str) -> list[tuple[float, float]]:
+    """What was measured of the reward model on fresh solutions at each continued training, before it and after."""
+    keys = [f"reward_model/{measure}_{when}" for when in ("before", "after")]
+    lines = read_metrics(run / "rl" / "metrics.jsonl")
+    return [(line[keys[0]], line[keys[1]]) for line in lines if all(line.get(key) is not None for key in keys)]

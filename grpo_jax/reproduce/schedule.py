@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from grpo_jax.configure import dump
@@ -46,6 +47,7 @@ class Job(NamedTuple):
     base: Path  # the scale's file
     settings: Mapping[str, Any]  # laid over it
     needs: tuple[str, ...] = ()  # jobs that must have ended
+    environment: Mapping[str, str] = MappingProxyType({})  # over that of the place
 
 
 class Place(NamedTuple):
@@ -105,7 +107,7 @@ def start(job: Job, place: Place) -> Running:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment(place),
+            env=environment(job, place),
             start_new_session=True,
         )
     return Running(job, process, time.monotonic())
@@ -118,15 +120,15 @@ def command(job: Job, place: Place) -> list[str]:
     return [sys.executable, str(ROOT / "launch" / "train.py"), *files, "--output_dir", str(folder)]
 
 
-def environment(place: Place) -> dict[str, str]:
-    """The environment of the processes: ours, the place's, and where compiled programs are shared."""
+def environment(job: Job, place: Place) -> dict[str, str]:
+    """The environment of a job: ours, the place's, its own, and where compiled programs are shared."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(place.out / COMPILED),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
-    return os.environ | {"PYTHONPATH": path} | cache | dict(place.environment)
+    return os.environ | {"PYTHONPATH": path} | cache | dict(place.environment) | dict(job.environment)
 
 
 def finish(one: Running, place: Place) -> float:

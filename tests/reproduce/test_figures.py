@@ -29,18 +29,20 @@ def put_samples(run, name, shares, n=8, *, ids=None, wrong="0"):
     put(run / "evaluation" / f"{name}.samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def put_run(run, curve, rewards=(0.3, 0.9), **samples):
+def put_run(run, curve, rewards=(0.3, 0.9), refreshed=None, **samples):
     """A run of `rl` with 10 steps a point of its curve; what it generates is 100 tokens a step."""
     first, *later = curve
     put(run / "evaluation" / "before.json", json.dumps({"metrics": metrics("", first, boxed=True)}))
     lines, total = [], 10 * len(later)
     for step in range(1, total + 1):
         reward = rewards[0] + (rewards[1] - rewards[0]) * step / total
-        told = {"reward": reward, "kl": 0.1, "frac_reward_zero_std": 0.5, "num_generated_tokens": 100}
-        lines.append({"step": step, **told})
+        told = {"reward": reward, "kl": 0.1, "frac_reward_zero_std": 0.5, "total/generated_tokens": 100 * step}
+        lines.append({"step": step, **told, **(refreshed or {}).get(step, {})})
         if step % 10 == 0:
             lines.append({"step": step, **metrics("eval/", later[step // 10 - 1])})
     put(run / "rl" / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    counts = {"optimizer_steps": total, "completions": 8 * total, "generated_tokens": 100 * total}
+    put(run / "ledger.json", json.dumps({"stages": {"rl": {"counts": counts}}}))
     for name, share in (("before", first), ("after", curve[-1])):
         put_samples(run, name, [share] * PROBLEMS, **samples)
 
@@ -100,6 +102,7 @@ def test_figure5_when_all_orderings_hold(tmp_path):
     assert "RFT (37.5 %) < Online RFT (50.0 %) < GRPO+OS (66.7 %) < GRPO+PS (91.7 %)" in found.verdicts[-1]
     rows = {row[0]: row for row in found.tables[0].rows}
     assert rows["RFT"][1] == "25.0 %" and rows["RFT"][2] == "37.5 % [37.5, 37.5]" and rows["RFT"][-1] == "1,000"
+    assert found.remarks[0].startswith("Budget of each run: 10 updates, 80 completions, 1,000 generated tokens.")
     assert any("first error found in 97.0%" in line for line in found.remarks)
     assert any("really good 33.3% are called good, of the bad 0.0%" in line for line in found.remarks)
 
@@ -113,10 +116,11 @@ def test_figure5_says_what_did_not_hold_and_what_cannot_be_told(tmp_path):
     assert found.verdicts[2].startswith("Online RFT < GRPO+OS: cannot be told (+12.5 [-12.5, +25.0]")
 
 
-def test_figure5_names_an_exploited_reward(tmp_path):
+def test_figure5_names_an_exploited_reward_model(tmp_path):
+    """Two arms get worse while their rewards rise; a rule is never wrong."""
     ends = AS_IN_THE_PAPER
-    put_figure5(tmp_path, ends, grpo_ps=[1.0], rft=[0.375], online_rft=[0.5], grpo_os=[0.625], grpo_rule=[0.75])
-    said = [line for line in figure5.findings(SCALE, tmp_path).remarks if "has found what its reward" in line]
+    put_figure5(tmp_path, ends, grpo_ps=[1.0], rft=[0.75], online_rft=[0.5], grpo_os=[0.625], grpo_rule=[0.75])
+    said = [line for line in figure5.findings(SCALE, tmp_path).remarks if "has learnt the model's mistakes" in line]
     assert len(said) == 1 and said[0].startswith("GRPO+PS fell from 100.0 % at step 10 to 91.7 %")
 
 
@@ -131,7 +135,8 @@ def put_figure6(out, iterative, once):
     for name, curves in zip(ITERATIVE, (iterative, once), strict=True):
         for seed in SCALE.seeds:
             points = [value + 0.002 * seed for value in curves for _ in range(SCALE.iteration_steps // 10)]
-            put_run(out / "figure6" / name / f"seed{seed}", [0.25, *points])
+            learnt = {60: {"reward_model/auc_before": 0.8 + 0.1 * seed, "reward_model/auc_after": 0.95}}
+            put_run(out / "figure6" / name / f"seed{seed}", [0.25, *points], refreshed=learnt)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +153,8 @@ def test_figure6_says_what_came_out(tmp_path, iterative, once, words):
     assert len(found.verdicts) == 3 + ITERATIONS
     for said, word in zip(found.verdicts, words, strict=True):
         assert word is None or f": {word} (" in said
+    assert found.remarks[-1].startswith("After Iteration-0 the reward model's AUC")
+    assert "was 0.900; after learning from others 0.950" in found.remarks[-1]
     assert [row[0] for row in found.tables[0].rows] == ["SFT policy", "Iteration-0", "Iteration-1", "Iteration-2"]
 
 

@@ -131,7 +131,11 @@ def test_figure_5_goes_on_and_figure_7_takes_its_policies(command):
     assert "the same command goes on" in stopped_in(words("figure5"), out, "figure5/rft/seed0")
     made = run(words("figure5"))
     assert "stem: started" not in made and "figure5/grpo_ps/seed0: done" in made
-    for said in ("RFT < Online RFT < GRPO+OS < GRPO+PS", "Process reward model on held-out steps", "Budget: 4 updates"):
+    for said in (
+        "RFT < Online RFT < GRPO+OS < GRPO+PS",
+        "Process reward model on held-out steps",
+        "Budget of each run: 4 updates, 64 completions",
+    ):
         assert said in made
     told = json.loads((out / "figure5.json").read_text())
     assert {len(arm["curves"][0]["steps"]) for arm in told["arms"].values()} == {3}

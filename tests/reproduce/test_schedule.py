@@ -16,7 +16,7 @@ from grpo_jax.reproduce.schedule import DONE, LOG, ROOT, SETTINGS, Job, JobError
 
 # A run that notes when it starts and ends, and goes on where a signal stopped it.
 FAKE = """
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1]); notes = folder.parent / "notes"
 def note(what):
     with notes.open("a") as file: file.write(f"{folder.name} {what}\\n")
@@ -25,7 +25,7 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 text = (folder / "settings.yaml").read_text()
 note("began")
-print("something to be seen in the log", flush=True)
+print("something to be seen in the log", [os.environ.get(name) for name in ("CORES", "NPROC")], flush=True)
 if "fail" in text: sys.exit("no such thing")
 if "wait" in text:
     while not (folder.parent / "go").exists(): time.sleep(0.02)
@@ -41,7 +41,7 @@ def fake_command(job, place):
 @pytest.fixture
 def place(tmp_path):
     with mock.patch.object(schedule, "command", fake_command):
-        yield Place(tmp_path, 2, {})
+        yield Place(tmp_path, 2, {"CORES": "1", "NPROC": "1"})
 
 
 @pytest.fixture
@@ -64,13 +64,17 @@ def most_at_once(lines) -> int:
 
 
 def test_after_what_is_needed_and_two_at_once(place, base):
-    jobs = [Job("stem", base, {}), *(Job(f"arm{i}", base, {"i": i}, ("stem",)) for i in range(4))]
+    jobs = [
+        Job("stem", base, {}, environment={"NPROC": "2"}),
+        *(Job(f"arm{i}", base, {"i": i}, ("stem",)) for i in range(4)),
+    ]
     told = []
     run_jobs(jobs, place, tell=told.append)
     lines = notes(place)
     assert lines[:2] == ["stem began", "stem ended"] and len(lines) == 10
     assert most_at_once(lines) == 2
-    assert "something to be seen" in (place.out / "arm3" / LOG).read_text()
+    logs = [(place.out / name / LOG).read_text() for name in ("stem", "arm3")]
+    assert logs == [f"something to be seen in the log ['1', '{cores}']\n" for cores in (2, 1)]
     assert "i: 3" in (place.out / "arm3" / SETTINGS).read_text()
     assert json.loads((place.out / "arm3" / DONE).read_text())["seconds"] > 0
     assert told[-1].endswith("(5 of 5)")
