@@ -20,7 +20,6 @@ import numpy as np
 from grpo_jax.config import PromptConfig
 from grpo_jax.data.encoding import as_data, encode
 from grpo_jax.data.prompts import prompt_ids
-from grpo_jax.data.rows import RowError
 from grpo_jax.types import Problem
 
 Supervision = Literal["process", "outcome", "preference"]
@@ -210,26 +209,3 @@ def _sampled_pieces(solution: Labelled, writing: Writing) -> tuple[list[int], li
 
 def _text(text: str, writing: Writing) -> list[int]:
     return encode(writing.tokenizer, as_data(text, writing.tokenizer, markup=False), continues=True)
-
-
-def labelled_rows(rows: Any, read: Callable[[Any, str], Any], path: str, limit: int | None) -> list[Any]:
-    """What `read(row, name)` makes of the rows of a file, a list or one of each; rows that cannot be read are named.
-
-    Raises `RowError` for the first bad row: a wrong key, or a value of another type.
-    """
-    found: list[Any] = []
-    for number, (place, row) in enumerate(rows):
-        if number == limit:
-            break
-        if isinstance(row, RowError):
-            raise row
-        name = f"{path}:{place}"
-        try:
-            made = read(row, name)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            what = f"has no key {error}" if isinstance(error, KeyError) else f"is not of this form ({error})"
-            raise RowError(f"{name}: {what}; check reward_model.labels.kind") from error
-        found += made if isinstance(made, list) else [made]
-    if not found:
-        raise RowError(f"{path}: has no labelled solutions; give a file with at least one row")
-    return found

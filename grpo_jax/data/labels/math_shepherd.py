@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from grpo_jax.config import Positive, config
+from grpo_jax.config import config
+from grpo_jax.data.label_files import LabelFile, read_labels
 
 if TYPE_CHECKING:
     from grpo_jax.data.labelled import Labelled
@@ -19,28 +20,19 @@ MARKS = {"+": 1.0, "-": 0.0}
 
 
 @config
-class Config:
+class Config(LabelFile):
     """The rows of Math-Shepherd, as released."""
 
-    path: str
-    """The file of JSON lines."""
     tag: str = "ки"
     """What ends a step in `input`."""
-    limit: Positive | None = None
-    """Read only the first so many rows."""
 
 
 def build(config: Config, seed: int) -> list[Labelled]:
     """Return the solutions of the file; `seed` changes nothing. Raises `RowError` naming the line."""
     from functools import partial
-    from pathlib import Path
-
-    from grpo_jax.data.json_lines import read_rows
-    from grpo_jax.data.labelled import labelled_rows
 
     del seed
-    path = Path(config.path).expanduser()
-    return labelled_rows(read_rows(path), partial(_solution, tag=config.tag), str(path), config.limit)
+    return read_labels(config, partial(_solution, tag=config.tag))
 
 
 def _solution(row: Any, name: str, *, tag: str) -> Labelled:

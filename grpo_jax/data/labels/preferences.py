@@ -7,32 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from grpo_jax.config import Positive, config
+from grpo_jax.config import config
+from grpo_jax.data.label_files import LabelFile, read_labels
 
 if TYPE_CHECKING:
     from grpo_jax.data.labelled import Preference
 
 
 @config
-class Config:
+class Config(LabelFile):
     """Rows of prompt (or question), chosen and rejected, texts."""
-
-    path: str
-    """The file of JSON lines."""
-    limit: Positive | None = None
-    """Read only the first so many rows."""
 
 
 def build(config: Config, seed: int) -> list[Preference]:
     """Return the pairs of the file; `seed` changes nothing. Raises `RowError` naming the line."""
-    from pathlib import Path
-
-    from grpo_jax.data.json_lines import read_rows
-    from grpo_jax.data.labelled import labelled_rows
-
     del seed
-    path = Path(config.path).expanduser()
-    return labelled_rows(read_rows(path), _pair, str(path), config.limit)
+    return read_labels(config, _pair)
 
 
 def _pair(row: Any, name: str) -> Preference:

@@ -12,37 +12,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from grpo_jax.config import Positive, config
+from grpo_jax.config import config
+from grpo_jax.data.label_files import LabelFile, read_labels
 
 if TYPE_CHECKING:
     from grpo_jax.data.labelled import Labelled
 
 
 @config
-class Config:
+class Config(LabelFile):
     """The rows of PRM800K, as released."""
 
-    path: str
-    """The file of JSON lines."""
     neutral: Literal["good", "bad", "none"] = "good"
     """What a rating of 0 is worth (their paper: as good); `none`: the step has no label."""
     alternatives: bool = True
     """Whether the steps that were not gone on with are learnt from too."""
-    limit: Positive | None = None
-    """Read only the first so many rows."""
 
 
 def build(config: Config, seed: int) -> list[Labelled]:
     """Return the solutions of the file; `seed` changes nothing. Raises `RowError` naming the line."""
     from functools import partial
-    from pathlib import Path
-
-    from grpo_jax.data.json_lines import read_rows
-    from grpo_jax.data.labelled import labelled_rows
 
     del seed
-    path = Path(config.path).expanduser()
-    return labelled_rows(read_rows(path), partial(_solutions, c=config), str(path), config.limit)
+    return read_labels(config, partial(_solutions, c=config))
 
 
 def _solutions(row: Any, name: str, *, c: Config) -> list[Labelled]:
