@@ -153,8 +153,10 @@ def rollout_files(directory: str | Path) -> dict[int, Path]:
 
 
 def drop_rollouts_after(directory: str | Path, step: int) -> None:
-    """Delete the files of later steps: a run that resumes at `step` writes them again."""
+    """Delete the files of later steps, and halves of any: a run that resumes at `step` writes them again."""
     if is_primary():
+        for half in (Path(directory) / "rollouts").glob(".step_*.tmp"):  # of a process that was killed as it wrote
+            half.unlink(missing_ok=True)
         for later, path in rollout_files(directory).items():
             if later > step:
                 path.unlink(missing_ok=True)

@@ -83,6 +83,14 @@ def test_later_steps_are_dropped_on_resume(tmp_path):
     assert rollout_files(tmp_path / "nothing") == {}
 
 
+def test_halves_are_dropped_on_resume(tmp_path):
+    """A process that is killed between writing and renaming leaves its own file, which no later one has the name of."""
+    half = write_rollouts(tmp_path, 10, []).with_name(".step_000020.jsonl.4711.tmp")
+    half.write_text('{"step": 20, "probl')
+    drop_rollouts_after(tmp_path, 10)
+    assert [path.name for path in half.parent.iterdir()] == ["step_000010.jsonl"]
+
+
 def test_token_texts_join_to_the_whole_with_characters_of_several_tokens():
     pieces = [b"H", b"\xe4\xbd", b"\xa0", b" \xf0\x9f", b"\x98\x80", b"!", b"<eos>"]
 
