@@ -478,7 +478,9 @@ def test_the_printed_command_works_in_torch(base, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_nothing(base, tmp_path, capsys, signum):
+def test_a_signal_leaves_nothing(base, tmp_path, capsys, signum, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell's jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     write = convert.write
 
     def signalled(job, params, path):
@@ -635,7 +637,9 @@ def test_progress_follows_what_is_written(tmp_path):
     with quick, mock.patch.object(convert_place, "Progress", progress), convert_place.writing(tmp_path, 5 * 10**6):
         for number in range(3):
             (tmp_path / str(number)).write_bytes(bytes(10**6))
-            time.sleep(0.1)
+            end, seen = time.monotonic() + 20, progress.advance.call_count
+            while progress.advance.call_count == seen and time.monotonic() < end:
+                time.sleep(0.01)
     steps = [call.kwargs["steps"] for call in progress.advance.call_args_list]
     assert sum(steps) == 5 and len(steps) >= 3
     progress.assert_called_once_with("write", total=5, unit="megabyte")

@@ -50,11 +50,12 @@ def test_asked_to_stop(stopped):
     assert code == 143
     assert "SIGTERM: stopping after this step" in err and "Traceback" not in err
     said = re.search(
-        r"stopped: stopped (after step (\d) of 4, which is saved|before rl); the same command goes on", err
+        r"stopped: stopped (after step (\d) of 4, which is saved|before rl|before the first step); the same command",
+        err,
     )
     assert said, err
-    last = int(said[2] or 4)
-    assert f"sft: step {last} is saved" in out and (directory / "sft" / "checkpoints" / str(last)).is_dir()
+    stage, last = re.findall(r"^(\w+): step (\d) is saved", out, re.MULTILINE)[-1]  # of rl on a machine with much to do
+    assert last == (said[2] or "4") and (directory / stage / "checkpoints" / last).is_dir()
     assert f"report: {directory / 'report.html'}" in out
 
 
