@@ -102,18 +102,17 @@ def test_tokens_do_not_depend_on_the_mesh(params, rollout, shape):
 
 
 def test_greedy_is_the_likeliest_continuation(params):
+    """Of each text without padding, whole; its one pass tells the likeliest token at every place."""
     r = tiny.roll_out(MODEL, params, tiny.prompts(), G=1, temperature=0.0)
     prompts, tokens, mask = (jax.device_get(x) for x in (r.prompts, r.completions.tokens, r.completion_mask))
     for p in range(4):
-        real = prompts.sequences.segments[p] > 0
-        text = list(prompts.sequences.tokens[p][real])
-        for t in range(int(mask[p].sum())):
-            n = len(text)
-            whole = Sequences(jnp.array([text]), jnp.arange(n)[None], jnp.ones((1, n), jnp.int32))
-            hidden, _ = MODEL.apply({"params": params}, whole)
-            likeliest = int(next_token_logits(MODEL, params, hidden[:, -1]).argmax())
-            assert likeliest == tokens[p, t]
-            text.append(likeliest)
+        prompt = prompts.sequences.tokens[p][prompts.sequences.segments[p] > 0]
+        made = tokens[p][mask[p]]
+        text = np.concatenate([prompt, made])[None]
+        whole = Sequences(jnp.asarray(text), jnp.arange(text.size)[None], jnp.ones_like(text))
+        hidden, _ = MODEL.apply({"params": params}, whole)
+        likeliest = next_token_logits(MODEL, params, hidden)[0].argmax(-1)
+        assert len(made) and np.asarray(likeliest)[len(prompt) - 1 : -1].tolist() == made.tolist()
 
 
 def test_unrolled_and_scanned_decode_agree(params, rollout):

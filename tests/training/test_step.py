@@ -1,5 +1,6 @@
 """One property: the same tokens give the same gradient, however the batch is cut, padded, ordered or laid out."""
 
+import functools
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from grpo_jax.algorithms import grpo
 from grpo_jax.algorithms.algorithm import make_experience
 from grpo_jax.algorithms.importance import importance_corrected
 from grpo_jax.config import OptimizerConfig
+from grpo_jax.models.parameters import abstract_params
 from grpo_jax.sharding import host_to_global, named
 from grpo_jax.training.optimizer import make_optimizer
 from grpo_jax.training.state import abstract_state, create_state, state_shardings
@@ -38,18 +40,24 @@ def batch_of(rollout, rewards=None, seed=0):
     return jax.device_get(make_experience(ALGORITHM, rollout, Rewards(jnp.array(rewards)), old, ref))
 
 
+OPTIMIZER = optax.trace(decay=0.0)  # its state is the gradient
+
+
+@functools.cache
+def program(mesh, model, algorithm, microbatches, chunk):
+    """The compiled step; kept, so that many batches go through one."""
+    step = partial(train_step, model=model, algorithm=algorithm, optimizer=OPTIMIZER)
+    shardings = state_shardings(abstract_state(abstract_params(model.config, mesh), OPTIMIZER, mesh))
+    return jax.jit(partial(step, chunk=chunk, microbatches=microbatches), out_shardings=(shardings, None))
+
+
 def update(experience, *, mesh=None, model=None, microbatches=1, chunk=3, algorithm=ALGORITHM):
     """(gradient, metrics) of one step under a mesh; the gradient is what the optimizer is given."""
     mesh, model = mesh or tiny.mesh_of(), model or tiny.decoder()
-    optimizer = optax.trace(decay=0.0)  # its state is the gradient
     with jax.set_mesh(mesh):
-        params = tiny.on_mesh(tiny.host_params(), model, mesh)
-        state = create_state(params, optimizer, 0, mesh)
+        state = create_state(tiny.on_mesh(tiny.host_params(), model, mesh), OPTIMIZER, 0, mesh)
         placed = host_to_global(experience, named(mesh, "batch"))
-        step = partial(train_step, model=model, algorithm=algorithm, optimizer=optimizer)
-        shardings = state_shardings(abstract_state(params, optimizer, mesh))
-        step = jax.jit(partial(step, chunk=chunk, microbatches=microbatches), out_shardings=(shardings, None))
-        new, metrics = step(state, placed)
+        new, metrics = program(mesh, model, algorithm, microbatches, chunk)(state, placed)
     return jax.device_get(new.opt_state.trace), {name: float(value) for name, value in metrics.items()}
 
 
@@ -172,7 +180,7 @@ def test_gradient_is_that_of_a_dense_loss(rollout, expected):
             total += objective.mean() / (P * G)
         return -total
 
-    loss, gradient = jax.value_and_grad(dense)(tiny.host_params())
+    loss, gradient = jax.jit(jax.value_and_grad(dense))(tiny.host_params())
     np.testing.assert_allclose(expected[1]["loss"], loss, rtol=1e-4, atol=1e-6)
     assert_same((expected[0], {}), (jax.tree.map(np.asarray, gradient), {}))
 
@@ -193,7 +201,7 @@ def test_gradient_of_an_entropy_bonus_is_that_of_the_entropy(rollout, expected, 
         logp = jax.nn.log_softmax((hidden @ params["head"])[:, s.tokens.shape[1] - 1 : -1])
         return 0.3 * (e.weights * -(jnp.exp(logp) * logp).sum(-1)).sum()
 
-    value, slope = jax.value_and_grad(bonus)(tiny.host_params())
+    value, slope = jax.jit(jax.value_and_grad(bonus))(tiny.host_params())
     np.testing.assert_allclose(got[1]["loss"], expected[1]["loss"] - value, rtol=1e-4, atol=1e-6)
     combined = jax.tree.map(lambda a, b: a - np.asarray(b), expected[0], slope)
     assert_same((got[0], {}), (combined, {}))
@@ -240,9 +248,10 @@ def test_uneven_microbatches_are_refused(rollout, M):
 
 def test_rollout_logprobs_in_parts(rollout):
     model, params = tiny.decoder(), tiny.host_params()
-    whole = rollout_logprobs(params, rollout, model=model, temperature=1.0, chunk=8)
+    score = jax.jit(partial(rollout_logprobs, model=model, temperature=1.0), static_argnames=("chunk", "microbatches"))
+    whole = score(params, rollout, chunk=8)
     for M in (2, 8):
-        part = rollout_logprobs(params, rollout, model=model, temperature=1.0, chunk=3, microbatches=M)
+        part = score(params, rollout, chunk=3, microbatches=M)
         np.testing.assert_allclose(part, whole, atol=1e-5)
     np.testing.assert_allclose(whole, rollout.logprobs, atol=1e-4)
 
@@ -282,9 +291,8 @@ def test_everything_unjudged_is_a_step_of_zero(rollout):
     assert metrics["loss"] == 0 and metrics["skipped_updates"] == 0
 
 
-def test_the_gap_metric_sees_stale_weights(rollout):
-    _, metrics = update(batch_of(rollout))
-    assert metrics["logprob_gap/max"] < 1e-4
+def test_the_gap_metric_sees_stale_weights(rollout, expected):
+    assert expected[1]["logprob_gap/max"] < 1e-4
     e = batch_of(rollout)
     stale = e.replace(behaviour_logprobs=np.where(e.completion_mask, e.behaviour_logprobs - 0.3, 0))
     assert update(stale)[1]["logprob_gap/mean"] == pytest.approx(0.3, abs=1e-3)
