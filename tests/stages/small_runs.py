@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import warnings
 from pathlib import Path
@@ -110,14 +111,21 @@ def run(file: Path, directory: Path, workers, *flags: str) -> None:
         pipeline.run(command, workers)
 
 
+def begin_with_sft_of(directory: Path, begun: Path) -> None:
+    """Let a run whose settings differ from those of another in what comes after sft go on from its sft."""
+    shutil.copytree(directory / "sft", begun / "sft")
+    shutil.copy(directory / "config.yaml", begun)
+
+
 @contextlib.contextmanager
 def quick_compilation():
     """Programs that compile in half the time and run slower: here they are small and run a few times."""
+    before = jax.config.read(QUICK)
     jax.config.update(QUICK, True)
     try:
         yield
     finally:
-        jax.config.update(QUICK, False)
+        jax.config.update(QUICK, before)
 
 
 def on_few_devices(config):

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import shutil
 import signal
 from unittest import mock
 
@@ -12,6 +11,7 @@ import pytest
 from small_runs import (
     EVALUATION,
     assert_equal_runs,
+    begin_with_sft_of,
     checkpoint,
     launched,
     metrics,
@@ -55,7 +55,7 @@ def stepwise(file, workers):
 
 
 @pytest.fixture(scope="module")
-def unbroken(file, workers):
+def unbroken(file, stepwise, workers):
     """A run of chunks of two steps, and one, by programs that are remembered."""
     memory = []
     make = fused.fused_program
@@ -71,6 +71,7 @@ def unbroken(file, workers):
         call._cache_size = program._cache_size
         return call
 
+    begin_with_sft_of(stepwise, file.parent / "fused")
     with mock.patch.object(fused, "fused_program", remembered):
         run(file, file.parent / "fused", workers, *CHUNK)
     return file.parent / "fused", memory[0]
@@ -119,6 +120,7 @@ def test_the_same_tokens_and_numbers(stepwise, unbroken):
 def test_where_a_chunk_ends_changes_no_bit(file, unbroken, workers, tmp_path):
     """A signal while a chunk runs, after it a checkpoint at each step: chunks of one."""
     directory, _ = unbroken
+    begin_with_sft_of(directory, tmp_path)
     prepare, calls = fused.prepare_batches, []
 
     def signalled(*arguments):
@@ -137,8 +139,7 @@ def test_where_a_chunk_ends_changes_no_bit(file, unbroken, workers, tmp_path):
 @pytest.mark.slow
 def test_on_four_devices(file, stepwise, workers, tmp_path):
     """From the weights of the same sft, whose rounding would be another."""
-    shutil.copytree(stepwise / "sft", tmp_path / "sft")
-    shutil.copy(stepwise / "config.yaml", tmp_path)
+    begin_with_sft_of(stepwise, tmp_path)
     run(file, tmp_path, workers, *CHUNK, "--mesh.fsdp", "2", "--mesh.tensor", "2")
     assert_same(tmp_path, stepwise)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_runs import (
     assert_equal_leaves,
+    begin_with_sft_of,
     launched,
     ledger,
     metrics,
@@ -58,7 +59,8 @@ def test_dead_groups_are_replaced(refilled, workers, tmp_path):
     assert left < drawn
     assert all(line["num_generated_tokens"] >= line["completions/mean_length"] * 16 - 1e-3 for line in lines)
     assert len({line["compiles"] for line in lines[1:]}) == 1, "one shape, however many rounds"
-    run(file, tmp_path, workers, "--rl.dead_groups", "exclude")  # the sft is the same
+    begin_with_sft_of(directory, tmp_path)
+    run(file, tmp_path, workers, "--rl.dead_groups", "exclude")
     plain, ours = groups(tmp_path)[1], groups(directory)[1]
     for before, after in zip(plain, ours, strict=True):
         dead = len({c["reward"] for c in before["completions"]}) == 1
@@ -80,6 +82,7 @@ def test_a_refilled_group_is_its_own(refilled):
 
 def test_resumed_in_the_middle(refilled, workers, tmp_path):
     file, directory = refilled
+    begin_with_sft_of(directory, tmp_path)
     run_interrupted(file, tmp_path, workers, "rl", 2)
     run(file, tmp_path, workers)
     assert_equal_leaves(tmp_path, directory, "rl")
