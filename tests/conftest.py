@@ -1,4 +1,8 @@
-"""Tests run on eight fake CPU devices, with compiled programs kept between runs."""
+"""Tests run on eight fake CPU devices, one process a core, with compiled programs kept between runs.
+
+Programs compile in half the time without most of the compiler's optimizations; with all of them:
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest`. In one process, as for `-s` and `--pdb`: `python -m pytest -n 0`.
+"""
 
 import gc
 import os
@@ -13,10 +17,41 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "grpo_jax_test_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("patient", deadline=None)  # the machine may be busy
+hypothesis.settings.load_profile("patient")
+gc.set_threshold(
+    100_000, 50, 100
+)  # tracing makes many objects that stay: to look through them took a tenth of the time
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+MOST_PROCESSES = 4  # each takes up to 4 GB
+LONG = ("stages", "training", "models")  # folders of the longest files
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config) -> None:
+    """Give whole folders of tests to several processes, a file at a time, unless one is looked into or -n says more."""
+    option = config.option
+    if "PYTEST_XDIST_WORKER" in os.environ or getattr(option, "numprocesses", 0) is not None:
+        return
+    looked_into = option.capture == "no" or option.usepdb or option.trace
+    if looked_into or all(".py" in word for word in config.args):
+        return
+    option.numprocesses = min(os.cpu_count() or 1, MOST_PROCESSES)
+    option.dist, option.loadscopereorder = "loadfile", False
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Long files begin, so that short ones fill up the last minute of all processes alike."""
+    rank = {folder: number for number, folder in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
 
 
 MOST_MAPS = 20_000  # memory maps; Linux gives a process 65,530, and every compiled program takes some

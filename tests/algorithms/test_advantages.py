@@ -88,7 +88,7 @@ def test_gae_golden(vectors, name):
     assert advantages[0, -1] == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(GROUPS)
 def test_bounded_and_centred(rewards):
     advantages = np.asarray(group_normalized(jnp.array([rewards])))

@@ -48,7 +48,7 @@ def test_long_sums_stay_within_their_digits(steps):
 
 
 @given(size=st.integers(1, 3000), key=st.text(max_size=5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_permutation_is_a_bijection(size, key):
     assert sorted(permute(i, size, key) for i in range(size)) == list(range(size))
 
@@ -115,7 +115,7 @@ def test_the_slips_of_the_issue():
 
 
 @given(rank=st.integers(0, 10**9), slips=st.sets(st.integers(0, 3)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_students_never_write_negative_numbers(rank, slips):
     problem = SPACE.unrank(rank % SPACE.size)
     assert min(work_out(problem, slips.__contains__).results) >= 0

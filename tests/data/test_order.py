@@ -9,7 +9,7 @@ from grpo_jax.data.order import OrderError, batch_indices, distinct_indices
 
 
 @given(n=st.integers(1, 40), batch=st.integers(1, 90), seed=st.integers(0, 2**63))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_epoch_has_every_problem_once(n, batch, seed):
     steps = -(-3 * n // batch)
     row = np.concatenate([batch_indices(n, batch, seed=seed, step=step) for step in range(steps)])
@@ -46,7 +46,7 @@ def test_nothing_to_draw_from():
 
 
 @given(n=st.integers(1, 40), batch=st.integers(1, 40), seed=st.integers(0, 5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_distinct_batches_repeat_nothing_within_a_batch_or_an_epoch(n, batch, seed):
     if n < batch:
         with pytest.raises(OrderError, match=f"{n} problems do not fill a batch of {batch}"):

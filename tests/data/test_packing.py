@@ -45,7 +45,7 @@ def test_every_example_is_packed_once_in_order_and_no_row_overflows(lengths):
 
 
 @given(lengths=LENGTHS, seed=st.integers(0, 9), packing=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_epoch_has_every_example_once(lengths, seed, packing):
     p = plan(lengths, seed=seed, packing=packing)
     row = np.concatenate([x for step in range(2 * len(lengths)) for x in p.rows(step)])
@@ -67,7 +67,7 @@ def test_the_plan_is_a_pure_function_of_seed_and_step(packing):
 
 
 @given(lengths=LENGTHS, packing=st.booleans(), step=st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_rows_keep_examples_apart(lengths, packing, step):
     examples, p = made(lengths), plan(lengths, packing=packing)
     sequences, loss_mask = packed_batch(examples, p, step, 7)

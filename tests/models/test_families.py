@@ -243,16 +243,8 @@ def test_golden_logits(family, layers, mesh):
     assert largest(plain(Decoder(config), params, sequences), expected, real) <= 1e-4
 
 
-@pytest.fixture
-def quick():
-    """Programs that compile in half the time; test_parity.py has them as they are."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("family", family_names())
-def test_greedy_completions(family, mesh, quick):
+def test_greedy_completions(family, mesh):
     """As transformers' `generate` has them, by the sampler: prompts shared, windows and soft caps in its loop."""
     config, sequences, _ = golden(family)
     expected = np.load(GOLDEN / "models_logits.npz")[f"{family}_greedy"]
@@ -269,7 +261,7 @@ FIRST = {fields["model_type"]: name for name, fields in reversed(awkward_models.
 
 
 @pytest.mark.parametrize("family", family_names())
-def test_all_forms_are_one(family, mesh, quick):
+def test_all_forms_are_one(family, mesh):
     """Cached and on a prefix, as the sampler has it with layers in a loop, and packed, as the trainer has it."""
     config = awkward_models.decoder_config(FIRST[family])
     scan, loop = (Decoder(dataclasses.replace(config, scan_layers=scan)) for scan in (True, False))
@@ -297,7 +289,7 @@ WAYS = [(family, "auto") for family in family_names()] + [("qwen3_moe", "ragged"
 
 
 @pytest.mark.parametrize(("family", "kernel"), WAYS)
-def test_a_mesh_changes_nothing(family, kernel, mesh, quick):
+def test_a_mesh_changes_nothing(family, kernel, mesh):
     config = even(awkward_models.decoder_config(FIRST[family], experts_kernel=kernel))
     params = randomized(config, mesh)
     model = Decoder(config)

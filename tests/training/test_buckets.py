@@ -28,14 +28,6 @@ SLOW = pytest.mark.slow
 MOE = {"num_experts": 4, "experts_per_token": 2, "experts_kernel": "dense"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Each test compiles a program of several buckets and runs it once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def sequence_ratio(logprobs, old, mask):
     """One ratio a row, from the mean over its tokens."""
     difference = jnp.where(mask, logprobs - old, 0.0).sum(-1, keepdims=True)
