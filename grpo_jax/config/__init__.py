@@ -28,12 +28,13 @@ from grpo_jax.config.parts import (
     Share,
     config,
 )
-from grpo_jax.config.reward_model import LabelConfig, RewardModelConfig
+from grpo_jax.config.reward_model import ContinueConfig, LabelConfig, RewardModelConfig
 
 __all__ = [
     "ArchitectureConfig",
     "Axis",
     "Config",
+    "ContinueConfig",
     "Count",
     "Decay",
     "EvaluationConfig",
@@ -236,8 +237,17 @@ class RLConfig:
     """Reward functions; each may have a `weight`, the reward is the weighted sum."""
     iterations: Positive = 1
     """Outer iterations I: at the start of each the reference becomes the policy (iterative GRPO)."""
+    continue_reward_model: ContinueConfig | None = None
+    """Between outer iterations, train the reward model of reward `learned` on fresh solutions of the policy; None: it
+    stays as it is."""
     max_steps: Positive = 500
     """Steps M of one outer iteration; a step is one batch of prompts."""
+    sync_ref_model: bool = False
+    """Within an outer iteration, let the reference follow the policy every `ref_model_sync_steps`. (TRL false.)"""
+    ref_model_mixup_alpha: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 0.6
+    """Of sync_ref_model: reference <- alpha * policy + (1 - alpha) * reference. (TRL 0.6; TR-DPO, arXiv:2404.09656.)"""
+    ref_model_sync_steps: Positive = 512
+    """Of sync_ref_model: every so many updates. (TRL 512.)"""
     prompts_per_step: Positive = 16
     """Prompts P a step; with num_generations 64 it is the paper's batch of 1024."""
     num_generations: Annotated[int, pydantic.Field(ge=2)] = 64

@@ -19,8 +19,8 @@ class LabelConfig:
     """What decides whether an answer is right: a reward above 0.5."""
     num_solutions: Positive = 15
     """Solutions of one problem (Math-Shepherd: 15 of each of its models); equal ones are labelled once."""
-    num_completions: Positive = 8
-    """Completions N of each beginning of a solution (Math-Shepherd: 8)."""
+    num_completions: Count = 8
+    """Completions N of each beginning of a solution (Math-Shepherd: 8); 0: whole solutions are labelled, no steps."""
     batch_prompts: Positive = 64
     """Problems, or beginnings, decoded at once."""
     decode_rows: Count = 0
@@ -79,3 +79,49 @@ class RewardModelConfig:
     """A checkpoint every so many steps, and one at the end; 0: only at the end."""
     save_total_limit: Positive = 2
     """Checkpoints kept; the newest is always among them."""
+
+
+@config
+class ContinueConfig:
+    """The reward model goes on learning between outer iterations: line 12 of Algorithm 1 (arXiv:2402.03300, 4.1.4).
+
+    What kind of model it is, it brings along: its head, and whether it scores steps or whole solutions.
+    """
+
+    reward: Annotated[Any, Kind("rewards")]
+    """What decides whether an answer is right: a reward above 0.5."""
+    num_problems: Positive = 1024
+    """Problems of `rl.source` for which the policy writes fresh solutions, in each iteration others."""
+    num_solutions: Positive = 8
+    """Solutions of one problem, sampled as `rl.sampling` says; equal ones are labelled once."""
+    num_completions: Positive = 8
+    """Of a model of steps: completions N of each beginning of a solution, by the policy (Math-Shepherd: 8)."""
+    batch_prompts: Positive = 64
+    """Problems, or beginnings, decoded at once."""
+    decode_rows: Count = 0
+    """Rows decoded at once, refilled from the completions that wait as theirs end; 0: all of a batch. Same tokens."""
+    old_labels: Annotated[Any, Kind("data.labels")] | None = None
+    """What the reward model has learnt from before this run; null: what section `reward_model` learns from."""
+    replay: Annotated[float, pydantic.Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of old solutions in the mixture (paper: 10 % of historical data), those of all iterations before alike."""
+    target: Literal["hard", "soft"] = "hard"
+    """Of shares: 1 for any above 0 (Math-Shepherd's choice), or the share itself."""
+    held_out: Share = 0.05
+    """Share of the questions that are not learnt from: on the fresh solutions of these, the model is measured before
+    and after."""
+    max_steps: Positive = 100
+    """Updates in one iteration; the optimizer and its schedule begin anew in each."""
+    batch_size: Positive = 64
+    """Rows an update; with packing a row holds several solutions."""
+    max_length: Positive = 4096
+    """Tokens a row; longer solutions are left out, and how many is said."""
+    packing: bool = True
+    """Put several solutions in a row; they do not see one another."""
+    microbatches: Positive = 1
+    """Parts into which an update's rows are split to save memory; the gradient is the same."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
+    """AdamW; the paper's reward model has 2e-5."""
+    logging_steps: Positive = 10
+    """A line of metrics every so many steps."""
+    save_steps: Count = 100
+    """A checkpoint every so many steps, and one at the end; 0: only at the end."""

@@ -108,6 +108,11 @@ def _reward_model(config: Config, c: RewardModelConfig) -> Iterator[str]:
         )
     if c.labels is None and c.supervision == "preference":
         yield "reward_model.supervision is preference, and the label stage makes no pairs; give reward_model.labels"
+    if c.labels is None and c.supervision == "process" and config.label and not config.label.num_completions:
+        yield (
+            "reward_model.supervision is process, and label.num_completions 0 labels no steps; set it to 8, or "
+            "supervision to outcome"
+        )
     if c.batch_size % c.microbatches:
         yield (
             f"reward_model: batch_size {c.batch_size} cannot be cut into {c.microbatches} equal microbatches; "
@@ -178,9 +183,40 @@ def _rl(rl: RLConfig) -> Iterator[str]:
             "rl.rollout_weights: int8 samples from another policy than the trained one, and rl.importance_cap, which "
             "corrects for that, is null; set it, 2.0 for instance, or rollout_weights to same"
         )
+    yield from _iterations(rl)
     if M and P * G % M:
         yield (
             f"rl: {P} prompts of {G} completions cannot be cut into {M} equal microbatches; choose a divisor of {P * G}"
+        )
+
+
+def _iterations(rl: RLConfig) -> Iterator[str]:
+    """What needs the host between steps, or a sampler that is the present policy, as iterations with line 12 do."""
+    sync = f"rl.sync_ref_model, every {rl.ref_model_sync_steps} updates,"
+    if rl.sync_ref_model and rl.fused_steps:
+        yield (
+            f"{sync} changes the reference between steps, and rl.fused_steps is {rl.fused_steps}: several steps are "
+            "one program with one reference; set rl.fused_steps to 0"
+        )
+    c = rl.continue_reward_model
+    if c is None:
+        return
+    key = "rl.continue_reward_model"
+    host = [f"{name} {getattr(rl, name)}" for name in ("fused_steps", "steps_off_policy") if getattr(rl, name)]
+    if host:
+        yield (
+            f"{key} makes another reward model between two iterations, and with rl.{' and rl.'.join(host)} the first "
+            "step of an iteration is under way by then; set it to 0"
+        )
+    if rl.tools is not None:
+        yield f"{key} labels solutions that are written in one go, and rl.tools interrupts them; leave one of them out"
+    if not any(reward.kind == "learned" for reward in rl.rewards):
+        kinds = ", ".join(reward.kind for reward in rl.rewards)
+        yield f"{key}: rl.rewards has no reward model, only {kinds}; add {{kind: learned}}, or leave {key} out"
+    if c.batch_size % c.microbatches:
+        yield (
+            f"{key}: batch_size {c.batch_size} cannot be cut into {c.microbatches} equal microbatches; choose a "
+            f"divisor of {c.batch_size}"
         )
 
 

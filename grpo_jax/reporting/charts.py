@@ -46,6 +46,14 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
             "Follows the reward. Falling while the reward rises: overfitting or a gamed reward.",
         ),
         Chart(
+            "Reward model between iterations",
+            ("reward_model/*",),
+            "How well the reward model tells right from wrong in fresh solutions of the policy, held out, before and "
+            "after it has learnt from others.",
+            "Better after than before, accuracy and AUC well above 0.5. Else the scores lead the policy nowhere.",
+            exact=True,
+        ),
+        Chart(
             "Spread of rewards",
             ("reward_std", "rewards/*/std"),
             "Standard deviation of the reward, the stuff of advantages.",

@@ -39,9 +39,11 @@ def gather(directory: Path) -> Run:
     text = read_text(directory / "config.yaml")
     environment = parse_object(read_text(directory / "environment.json")) or {}
     stages = {}
-    for path in sorted(directory.glob("*/metrics.jsonl"), key=stage_order):
+    for path in sorted(directory.glob("*/metrics.jsonl"), key=stage_order) + iterations(directory):
         records, bad = read_json_lines(path)
-        stages[path.parent.name] = [record for record in records if isinstance(record.get("step"), int)]
+        of = path.parent.relative_to(directory)
+        name = of.name if len(of.parts) == 1 else f"{of.name}, {of.parent.name.replace('_', ' ')}"
+        stages[name] = [record for record in records if isinstance(record.get("step"), int)]
         problems += bad
     evaluations = []
     for path in sorted((directory / "evaluation").glob("*.json"), key=lambda path: path.stat().st_mtime):
@@ -84,6 +86,12 @@ def stage_order(path: Path) -> tuple[int, str]:
     """The sort key of <stage>/metrics.jsonl."""
     name = path.parent.name
     return (ORDER.index(name) if name in ORDER else len(ORDER), name)
+
+
+def iterations(directory: Path) -> list[Path]:
+    """The metrics of reward models that have learnt between iterations, in order."""
+    found = directory.glob("rl/iteration_*/*/metrics.jsonl")
+    return sorted(found, key=lambda path: (int(path.parts[-3].rpartition("_")[2]), path.parts[-2]))
 
 
 def facts(run: Run) -> list[tuple[str, str]]:

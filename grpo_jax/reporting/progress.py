@@ -94,6 +94,15 @@ class Progress:
         if metrics:
             self._display.metrics(metrics_line(self.pace, metrics))
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the terminal to another progress; the time is this one's all the same."""
+        self._display.pause()
+        try:
+            yield
+        finally:
+            self._display.go_on()
+
     def say(self, message: str) -> None:
         """Print a line of its own, above the live display if there is one."""
         self._display.line(message)
@@ -105,6 +114,10 @@ class Silent:
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def go_on(self) -> None: ...
 
     def line(self, text: str) -> None: ...
 
@@ -124,6 +137,12 @@ class LiveDisplay(Silent):
 
     def stop(self) -> None:
         self._live.stop()
+
+    def pause(self) -> None:
+        self.stop()
+
+    def go_on(self) -> None:
+        self.start()
 
     def line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

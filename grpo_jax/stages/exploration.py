@@ -23,6 +23,7 @@ from jax import Array
 
 from grpo_jax.algorithms.algorithm import Algorithm
 from grpo_jax.data.order import distinct_indices
+from grpo_jax.reporting.events import Events
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.timeline import GRADERS, LOOP, Timeline
 from grpo_jax.rewards.reward import Reward
@@ -45,6 +46,8 @@ class Stage(NamedTuple):
     programs: RLPrograms
     timeline: Timeline
     graders: ThreadPoolExecutor  # of one thread, which reads and judges in order
+    events: Events
+    continued: int | None = None  # of how many iterations the reward model has learnt; None: none is to
 
 
 @contextlib.contextmanager
@@ -56,12 +59,17 @@ def open_stage(
     programs: RLPrograms,
     total: int,
     start: int,
+    continued: int | None = None,
 ) -> Iterator[Stage]:
-    """The stage for steps `start` to `total`, with its thread and its timeline."""
-    graders = ThreadPoolExecutor(1, "graders")
+    """The stage for steps `start` to `total`, with its thread, its timeline and its events."""
+    graders, c = ThreadPoolExecutor(1, "graders"), run.config.rl
+    events = Events(run.stage("rl"), max_steps=c.max_steps, num_iterations=c.num_iterations)
+    events.go_on_after(start)
+    if not start and not c.fused_steps:
+        events.write(1, 1)
     try:
         with Timeline(run.stage("rl"), total, start) as timeline:
-            yield Stage(run, problems, algorithm, rewards, programs, timeline, graders)
+            yield Stage(run, problems, algorithm, rewards, programs, timeline, graders, events, continued)
     finally:
         graders.shutdown(cancel_futures=True)  # what was sampled ahead of an error is not judged
 
@@ -121,6 +129,8 @@ def draw(stage: Stage, state: TrainState, reference: Any, step: int, indices: np
     offline = stage.algorithm.sampler == "reference"
     policy = run.policy(reference if offline and step % c.max_steps else state.params)
     parts, judging, uses, data = [], [], [], stage.algorithm.sampler == "data"
+    for line in (5, 6, 7):
+        stage.events.write(line, step + 1)
     with timeline.span(LOOP, "start sampling", step + 1):
         for m in range(c.sample_parts):
             of_part = indices[m :: c.sample_parts]
@@ -216,10 +226,17 @@ def explore(stage: Stage, state: TrainState, reference: Any, drawn: Drawn, progr
         told = [part.result() for part in drawn.told]
     with progress.phase("train"), timeline.span(LOOP, "start update", drawn.step + 1):
         problems = [stage.problems[i] for i in drawn.indices]
+        tell_judged(stage, drawn.step)
         judged = judge(run, problems, rollout, told, stage.rewards)  # 8
+        stage.events.write(9, drawn.step + 1)
         experience = programs.experience(rollout, judged.rewards, *passes)  # 9
     texts = in_order([part.texts for part in read], c.num_generations)
     return Collected(drawn.indices, rollout, texts, judged, experience)
+
+
+def tell_judged(stage: Stage, step: int) -> None:
+    """Note that completions are judged, and if it goes on learning, after how many iterations the reward model is."""
+    stage.events.write(8, step + 1, **({} if stage.continued is None else {"continued": stage.continued}))
 
 
 def start_telling(batch: Collected) -> Collected:
@@ -252,6 +269,7 @@ def gather(stage: Stage, drawn: Drawn, progress: Progress) -> Gathered:
     rollout = programs.join(parts)
     with progress.phase("reward"), stage.timeline.wait():
         told = [part.result() for part in drawn.told]
+    tell_judged(stage, drawn.step)
     judged = judge(run, [stage.problems[i] for i in drawn.indices], rollout, told, stage.rewards)
     return Gathered(drawn.indices, rollout, in_order([part.texts for part in read], c.num_generations), judged)
 

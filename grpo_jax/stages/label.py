@@ -3,6 +3,7 @@
     label/solutions.jsonl    what the policy wrote for each problem, and which are right    (kept as it goes)
     label/prefixes.jsonl     of how many completions of each prefix the answer was right     (kept as it goes)
     label/labels.jsonl       each different solution with the estimates of its steps         (`labels: {kind: steps}`)
+                             (num_completions 0: with the verdict on its answer alone)
     label/summary.json       how many of everything
 
 Tokens go in and come out: a prefix is the policy's own tokens, never text that is encoded again. A completion's noise
@@ -49,38 +50,99 @@ class Prepared(NamedTuple):
     problems: Sequence[Problem]
     reward: Reward
     about: dict[str, Any]  # what its files are of
+    iteration: int = 0  # of reinforcement, that it is a part of; 0: it is a stage of its own
+
+
+class Programs(NamedTuple):
+    """What runs on the devices: `(params, prompts, key, 0) -> Rollout`."""
+
+    solutions: Callable[..., Rollout]
+    completions: Callable[..., Rollout]
+
+
+class Labels(NamedTuple):
+    """What the stage has written, in numbers."""
+
+    solutions: int  # different ones
+    completions: int
 
 
 def prepare(run: Run) -> Prepared:
     """Read the problems, check batch and reward, and say what the stage costs at most."""
     c: LabelConfig = run.config.label
-    run.check_batch("label.batch_prompts", c.batch_prompts)
-    for n in (c.num_solutions, c.num_completions):
-        lanes_and_rows(c.batch_prompts, n, c.decode_rows, shards=batch_shards(run.mesh))
+    check_batches(run, "label", c)
     length = run.config.prompt.max_prompt_length + c.sampling.max_completion_length
     run.check_length("prompt.max_prompt_length + label.sampling.max_completion_length", length)
-    reward = load_reward(c.reward)
-    if reward.host is None:
-        raise RewardError(f"label.reward: {c.reward.kind} judges no answers; give one that does, such as accuracy")
-    check_rewards([reward], run.workers)
+    reward = answer_reward(run, "label", c.reward)
     problems = load_answered(run, c.source)
-    about = {"tokenizer": tokenizer_mark(run.tokenizer), **source_record(problems)}
-    run.note(
-        f"label: {len(problems)} problems x {c.num_solutions} solutions = {len(problems) * c.num_solutions} "
-        f"completions first, then {c.num_completions} for each different beginning of them, counted before"
+    run.note(cost("label", len(problems), c.num_solutions, c.num_completions))
+    return Prepared(problems, reward, record(run, problems))
+
+
+def cost(section: str, problems: int, num_solutions: int, num_completions: int) -> str:
+    """What labelling costs at most, in words."""
+    before = f"{section}: {problems} problems x {num_solutions} solutions = {problems * num_solutions} completions"
+    if not num_completions:
+        return before
+    return f"{before} first, then {num_completions} for each different beginning of them, counted before"
+
+
+def check_batches(run: Run, section: str, c: Any) -> None:
+    """Refuse batches of solutions, or of completions, that the mesh does not divide."""
+    run.check_batch(f"{section}.batch_prompts", c.batch_prompts)
+    for n in (c.num_solutions, c.num_completions):
+        if n:
+            lanes_and_rows(c.batch_prompts, n, c.decode_rows, shards=batch_shards(run.mesh))
+
+
+def answer_reward(run: Run, section: str, c: Any) -> Reward:
+    """The reward that says which answers are right; raises `RewardError` for one that judges none."""
+    reward = load_reward(c)
+    if reward.host is None:
+        raise RewardError(f"{section}.reward: {c.kind} judges no answers; give one that does, such as accuracy")
+    check_rewards([reward], run.workers)
+    return reward
+
+
+def record(run: Run, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What the stage's files say that they are of."""
+    return {"tokenizer": tokenizer_mark(run.tokenizer), **source_record(problems)}
+
+
+def open_programs(run: Run) -> Programs:
+    """The programs of the stage, for the settings of section `label`; compiled when they are first needed."""
+    c: LabelConfig = run.config.label
+    numbers = (c.num_solutions, c.num_completions)
+    return Programs(
+        *(sampling_program(run.model, run.sampling(c.sampling, n, decode_rows=c.decode_rows)) for n in numbers)
     )
-    return Prepared(problems, reward, about)
 
 
-def train(run: Run, policy: Callable[[], Any], prepared: Prepared) -> None:
-    """Label the policy's solutions, from where the stage stands; the policy stays as it is."""
+def train(
+    run: Run,
+    policy: Callable[[], Any],
+    prepared: Prepared,
+    programs: Programs | None = None,
+    note_solutions: Callable[[int], None] = lambda count: None,
+) -> Labels:
+    """Label the policy's solutions, from where the stage stands; the policy stays as it is.
+
+    A stage that is finished leaves the same files again. `note_solutions(how many)` is called when all are written,
+    before the first is labelled.
+    """
     c, stage = run.config.label, run.stage("label")
     written = Journal(stage / "solutions.jsonl", prepared.about)
     run.ledger.begin("label", prepared.about, run.ledger.written("label") if written.lines else None)
     run.ledger.reset("label", **taken(written.lines, (), c.num_completions))
-    params = run.policy(policy())
-    write_solutions(run, params, prepared, written)
+    programs, params = programs or open_programs(run), run.policy(policy())
+    write_solutions(run, params, prepared, programs, written)
     solutions, total = read_solutions(written)
+    note_solutions(len(solutions))
+    if not c.num_completions:
+        run.note(f"label: {len(solutions)} different solutions of {total}; no steps are labelled")
+        keep_labels(run, prepared, solutions, None)
+        run.finish("label", len(solutions))
+        return Labels(len(solutions), 0)
     prefixes = prefixes_of(solutions)
     steps = sum(len(solution.ends) for solution in solutions)
     run.note(
@@ -90,21 +152,21 @@ def train(run: Run, policy: Callable[[], Any], prepared: Prepared) -> None:
     )
     judged = Journal(stage / "prefixes.jsonl", prepared.about | {"prefixes": len(prefixes)})
     run.ledger.count("label", **taken((), judged.lines, c.num_completions))
-    complete_prefixes(run, params, prepared, prefixes, judged)
+    complete_prefixes(run, params, prepared, programs, prefixes, judged)
     right = dict(zip(prefixes, (line["right"] for line in judged.lines), strict=True))
     keep_labels(run, prepared, solutions, right)
     run.finish("label", len(solutions))
+    return Labels(len(solutions), len(prefixes) * c.num_completions)
 
 
-def write_solutions(run: Run, params: Any, prepared: Prepared, written: Journal) -> None:
+def write_solutions(run: Run, params: Any, prepared: Prepared, programs: Programs, written: Journal) -> None:
     """Sample and judge the solutions of the problems that are not in the journal yet, a line a problem."""
     c: LabelConfig = run.config.label
-    program = sampling_program(run.model, run.sampling(c.sampling, c.num_solutions, decode_rows=c.decode_rows))
     newline = newline_tokens(run.tokenizer, run.model.config.vocab_size)
-    key, start = jax.random.fold_in(run_key(run.config.seed), SOLUTIONS), len(written.lines)
+    key, start = noise(run, prepared, SOLUTIONS), len(written.lines)
     with _progress("label: solutions", len(prepared.problems), start, c.num_solutions) as progress:
         for indices in _batches(len(prepared.problems), start, c.batch_prompts):
-            rollout = program(params, run.prompts(prepared.problems, indices), key, 0)
+            rollout = programs.solutions(params, run.prompts(prepared.problems, indices), key, 0)
             tokens, mask = _chosen(run, rollout, c.sampling.stop)
             ends = step_ends(tokens, mask, newline, run.eos_ids)
             problems = [prepared.problems[i] for i in indices]
@@ -125,6 +187,12 @@ def write_solutions(run: Run, params: Any, prepared: Prepared, written: Journal)
             run.stop_if_asked(f"in label: {len(written.lines)} of {len(prepared.problems)} problems have solutions")
 
 
+def noise(run: Run, prepared: Prepared, what: int) -> jax.Array:
+    """The key of the solutions, or of the completions: another in each iteration of reinforcement."""
+    key = jax.random.fold_in(run_key(run.config.seed), what)
+    return jax.random.fold_in(key, prepared.iteration) if prepared.iteration else key
+
+
 def read_solutions(written: Journal) -> tuple[list[Solution], int]:
     """The different solutions of a journal, and how many there were."""
     found = [
@@ -135,12 +203,13 @@ def read_solutions(written: Journal) -> tuple[list[Solution], int]:
     return distinct(found), len(found)
 
 
-def complete_prefixes(run: Run, params: Any, prepared: Prepared, prefixes: Sequence[Prefix], judged: Journal) -> None:
+def complete_prefixes(
+    run: Run, params: Any, prepared: Prepared, programs: Programs, prefixes: Sequence[Prefix], judged: Journal
+) -> None:
     """Sample and judge the completions of the prefixes that are not in the journal yet, a line a prefix."""
     c: LabelConfig = run.config.label
     N, limit = c.num_completions, c.sampling.max_completion_length
-    program = sampling_program(run.model, run.sampling(c.sampling, N, decode_rows=c.decode_rows))
-    key, start = jax.random.fold_in(run_key(run.config.seed), COMPLETIONS), len(judged.lines)
+    key, start = noise(run, prepared, COMPLETIONS), len(judged.lines)
     with _progress("label: completions", len(prefixes), start, N) as progress:
         for indices in _batches(len(prefixes), start, c.batch_prompts):
             begun = [prefixes[i] for i in indices]
@@ -148,7 +217,7 @@ def complete_prefixes(run: Run, params: Any, prepared: Prepared, prefixes: Seque
             rows = [[*prompt_of(run, p), *b.ids] for p, b in zip(problems, begun, strict=True)]
             longest = run.config.prompt.max_prompt_length + limit
             prompts = left_padded(rows, indices, padded(max(map(len, rows)), longest), run.pad_id)
-            tokens, mask = _chosen(run, program(params, run.place(prompts), key, 0), c.sampling.stop)
+            tokens, mask = _chosen(run, programs.completions(params, run.place(prompts), key, 0), c.sampling.stop)
             # As long as a solution may be, its beginning included: what is longer was cut there.
             ids = [[*begun[b // N].ids, *tokens[b][mask[b]].tolist()][:limit] for b in range(len(begun) * N)]
             right = verdicts(run, prepared.reward, problems, ids, N).sum(-1)
@@ -206,42 +275,42 @@ def verdicts(
     return np.nan_to_num(agree(parts)[0], nan=0.0) > RIGHT
 
 
-def keep_labels(run: Run, prepared: Prepared, solutions: Sequence[Solution], right: Mapping[Prefix, int]) -> None:
-    """Write the labelled solutions, and the numbers of it all."""
+def keep_labels(
+    run: Run, prepared: Prepared, solutions: Sequence[Solution], right: Mapping[Prefix, int] | None
+) -> None:
+    """Write the labelled solutions, and the numbers of it all; without `right` no steps are labelled."""
     c, stage = run.config.label, run.stage("label")
     rows = list(label_rows(run, prepared, solutions, right))
     steps = [step for row in rows for step in row["steps"]]
-    summary = {
-        "problems": len(prepared.problems),
-        "solutions": len(rows),
-        "steps": len(steps),
-        "prefixes": len(right),
-        "completions": len(right) * c.num_completions,
-        "right_solutions": float(np.mean([row["outcome"] for row in rows])),
-        "hard": float(np.mean([step["hard"] for step in steps])),
-        "soft": float(np.mean([step["soft"] for step in steps])),
-    }
+    summary: dict[str, Any] = {"problems": len(prepared.problems), "solutions": len(rows), "steps": len(steps)}
+    if right is not None:
+        summary |= {"prefixes": len(right), "completions": len(right) * c.num_completions}
+    summary["right_solutions"] = float(np.mean([row["outcome"] for row in rows]))
+    said = f"label: {stage / 'labels.jsonl'}: {summary['right_solutions']:.1%} of the solutions are right"
+    if right is not None:
+        summary |= {name: float(np.mean([step[name] for step in steps])) for name in ("hard", "soft")}
+        said += (
+            f"; of the steps {summary['hard']:.1%} are good by the hard estimate, {summary['soft']:.1%} on average by "
+            "the soft one"
+        )
     if is_primary():
         write_atomically(stage / "labels.jsonl", "".join(to_json(row) + "\n" for row in rows))
         write_atomically(stage / "summary.json", json.dumps(summary, indent=1) + "\n")
-    run.note(
-        f"label: {stage / 'labels.jsonl'}: {summary['right_solutions']:.1%} of the solutions are right; of the steps "
-        f"{summary['hard']:.1%} are good by the hard estimate, {summary['soft']:.1%} on average by the soft one"
-    )
+    run.note(said)
 
 
 def label_rows(
-    run: Run, prepared: Prepared, solutions: Sequence[Solution], right: Mapping[Prefix, int]
+    run: Run, prepared: Prepared, solutions: Sequence[Solution], right: Mapping[Prefix, int] | None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of `data/labels/steps.py`, one a solution."""
+    """The rows of `data/labels/steps.py`, one a solution; without `right` nothing is said of its steps."""
     for number, solution in enumerate(solutions):
         problem = prepared.problems[solution.problem]
-        counts = step_counts(solution, right, run.config.label.num_completions)
-        steps = []
-        for ids, (good, of) in zip(solution.steps(), counts, strict=True):
-            hard, soft = estimates(good, of)
-            text = run.decode([list(ids)])[0].strip("\n")
-            steps.append({"text": text, "ids": list(ids), "completions": of, "right": good, "hard": hard, "soft": soft})
+        written = solution.steps()
+        said: Sequence[dict[str, Any]] = [{"soft": None}] * len(written)
+        if right is not None:
+            said = [_estimate(*counts) for counts in step_counts(solution, right, run.config.label.num_completions)]
+        texts = [run.decode([list(ids)])[0].strip("\n") for ids in written]
+        steps = [{"text": text, "ids": list(ids)} | of for text, ids, of in zip(texts, written, said, strict=True)]
         yield {
             "id": f"{problem.id or solution.problem}#{number}",
             "question": problem.question,
@@ -251,6 +320,11 @@ def label_rows(
             "prompt_ids": prompt_of(run, problem),
             "steps": steps,
         }
+
+
+def _estimate(right: int, completions: int) -> dict[str, Any]:
+    hard, soft = estimates(right, completions)
+    return {"completions": completions, "right": right, "hard": hard, "soft": soft}
 
 
 def prompt_of(run: Run, problem: Problem) -> list[int]:

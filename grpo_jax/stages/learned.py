@@ -14,7 +14,7 @@ from jax import Array
 
 from grpo_jax.data.labelled import tokenizer_mark
 from grpo_jax.data.steps import newline_tokens, step_ends
-from grpo_jax.models.decoder import Decoder
+from grpo_jax.models.decoder import Decoder, DecoderConfig
 from grpo_jax.models.fingerprint import model_fingerprint
 from grpo_jax.models.hf import read_config
 from grpo_jax.models.scores import Candidates, completion_scores
@@ -89,7 +89,7 @@ def check_learned(run: Run, rewards: Sequence[Reward]) -> str:
         else:
             found = find_reward_model(reward.learned.path, run.tokenizer)
             trained = found.supervision
-            check_model(found.folder / MODEL, _decoder(run, found), run.mesh)
+            check_model(found.folder / MODEL, scorer_config(run, found), run.mesh)
             marks.append(model_fingerprint(found.folder / MODEL)["weights"])
         if reward.learned.steps and trained != "process":
             raise RewardError(
@@ -109,21 +109,30 @@ def reward_models(run: Run) -> list[dict[str, str]]:
     ]
 
 
-def with_models(run: Run, rewards: Sequence[Reward]) -> tuple[Reward, ...]:
-    """The rewards, those that are learned with their models opened on the mesh."""
-    return tuple(
-        reward if reward.learned is None else reward._replace(scorer=open_scorer(run, reward.learned))
-        for reward in rewards
-    )
+def with_models(run: Run, rewards: Sequence[Reward], folder: Path | None = None) -> tuple[Reward, ...]:
+    """The rewards, those that are learned with their models opened on the mesh.
+
+    `folder` holds a reward model to be asked instead of the one that each names: what has become of it. A reward that
+    is opened already keeps its compiled program, and has other weights.
+    """
+
+    def opened(reward: Reward) -> Reward:
+        program = reward.scorer.func if isinstance(reward.scorer, partial) else None
+        return reward._replace(scorer=open_scorer(run, reward.learned, folder, program))
+
+    return tuple(reward if reward.learned is None else opened(reward) for reward in rewards)
 
 
-def open_scorer(run: Run, learned: Learned) -> Any:
-    """`Rollout -> [P, G]` of a reward model, compiled, with its weights on the mesh in the type they are used in."""
-    found = find_reward_model(learned.path or run.directory, run.tokenizer)
-    config = _decoder(run, found)
+def open_scorer(run: Run, learned: Learned, folder: Path | None = None, program: Any = None) -> partial:
+    """`Rollout -> [P, G]` of a reward model, compiled, with its weights on the mesh in the type they are used in.
+
+    `program`, if given, is that of another model of the same form, compiled before.
+    """
+    found = find_reward_model(folder or learned.path or run.directory, run.tokenizer)
+    config = scorer_config(run, found)
     params = load_model(found.folder / MODEL, config, run.mesh, dtype=config.dtype)
     run.note(f"rl: rewards from the {found.supervision} reward model in {found.folder}")
-    return partial(scoring_program(run, Decoder(config), found.candidates, learned), params)
+    return partial(program or scoring_program(run, Decoder(config), found.candidates, learned), params)
 
 
 def scoring_program(run: Run, model: Decoder, candidates: Candidates | None, learned: Learned) -> Any:
@@ -173,5 +182,6 @@ def learned_rewards(
     return StepRewards(rewards, *(constrain(x, "batch", None, None) for x in steps))
 
 
-def _decoder(run: Run, found: RewardModel) -> Any:
+def scorer_config(run: Run, found: RewardModel) -> DecoderConfig:
+    """The decoder of a reward model, computed as the run's model is."""
     return read_config(found.folder / MODEL, **decoder_options(run.config), head=found.head)

@@ -61,6 +61,8 @@ def alphabet(config: Config) -> str:
     sources = [("data.sources", section.source) for section in sections if section.source]
     if model := config.reward_model:
         sources += [("data.labels", labels) for labels in (model.labels, model.old_labels, model.eval_labels) if labels]
+    if config.rl and (more := config.rl.continue_reward_model) and more.old_labels:
+        sources.append(("data.labels", more.old_labels))
     for package, source in sources:
         module = find(package, source.kind)
         if not hasattr(module, "alphabet"):

@@ -14,6 +14,7 @@ from grpo_jax.models.quantize import check_quantizable
 from grpo_jax.rewards.reward import Reward, check_rewards, load_rewards
 from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import batch_shards
+from grpo_jax.stages.continued import check_continued
 from grpo_jax.stages.fused import check_fused
 from grpo_jax.stages.learned import check_learned
 from grpo_jax.stages.programs import algorithm_of
@@ -83,15 +84,38 @@ def prepare(run: Run) -> Prepared:
             "rl: top_k, top_p, min_p or temperature 0 sample from another distribution than the trainer scores: "
             "the ratio of the two is not 1, and the check of their agreement is off"
         )
-    if models and c.iterations > 1:
-        run.note(
-            "rl: in each iteration the reference becomes the policy; the reward model stays as it is (line 12 of the "
-            "algorithm, its continued training, is a run of its own: reward_model.old_labels and replay)"
-        )
+    check_continued(run, rewards, problems)
+    check_sync(run, algorithm)
     data = source_record(problems)
     if models:
         data["fingerprint"] += f" with reward model {models}"
     return Prepared(problems, algorithm, rewards, data)
+
+
+def check_sync(run: Run, algorithm: Algorithm) -> None:
+    """Refuse to mix a reference that is not there, or that no mean can be made of. Raises `AlgorithmError`."""
+    c = run.config.rl
+    if not c.sync_ref_model:
+        return
+    kind = c.algorithm.kind
+    if algorithm.sampler == "reference":
+        raise AlgorithmError(
+            f"rl.sync_ref_model: rl.algorithm.kind {kind} samples from the reference, which stays as it is within an "
+            "iteration; leave rl.sync_ref_model out"
+        )
+    if not algorithm.reference:
+        beta = getattr(c.algorithm, "beta", None)
+        why = f"beta {beta}" if beta is not None else "no KL penalty"
+        raise AlgorithmError(
+            f"rl.sync_ref_model: rl.algorithm.kind {kind} with {why} has no reference; set rl.algorithm.beta, or leave "
+            "rl.sync_ref_model out"
+        )
+    if run.model.config.lora and c.ref_model_mixup_alpha != 1:
+        raise AlgorithmError(
+            f"rl.ref_model_mixup_alpha is {c.ref_model_mixup_alpha}, and model.lora trains adapters: the mean of two "
+            "products of low rank is no product of that rank, and the mean of the factors is another matrix; set it to "
+            "1.0, which makes the reference the policy, or leave rl.sync_ref_model out"
+        )
 
 
 def check_steps(c: RLConfig, algorithm: Algorithm, rewards: Sequence[Reward]) -> None:

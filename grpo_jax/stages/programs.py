@@ -26,6 +26,7 @@ from grpo_jax.sharding import batch_shards, constrain, replicated
 from grpo_jax.training.critic import abstract_actor_critic, actor_critic_step, rollout_values, value_step
 from grpo_jax.training.fused import Parts, fused_steps
 from grpo_jax.training.optimizer import decayed, make_optimizer
+from grpo_jax.training.reference import mixed
 from grpo_jax.training.state import abstract_state, state_shardings
 from grpo_jax.training.step import join_rows, rollout_logprobs, split_rows, train_step
 from grpo_jax.training.supervised import supervised_step
@@ -47,6 +48,7 @@ class RLPrograms(NamedTuple):
     join: Callable[[tuple[Rollout, ...]], Rollout]  # the parts of a step, `rl.sample_parts`, as one
     cut: Callable[[Rollout], tuple[Rollout, ...]]  # its inverse
     refill: Callable[[Any, Any, Array], Any]  # groups of one batch in the places of another's
+    mix: Callable[[Any, Any], Any]  # the reference on its way to what is trained, `rl.sync_ref_model`
 
 
 PREFERRED = "preferred"  # the reward of pairs that stand in the data
@@ -140,17 +142,18 @@ def sampling_program(model: Decoder, sampling: Sampling) -> Callable[[Any, Promp
     return program
 
 
-def freeze_program(model: Decoder) -> Callable[[Any], Any]:
+def freeze_program(model: Decoder, *, whole: bool = False) -> Callable[[Any], Any]:
     """A copy of what is trained, weights or adapters, that is only read: matrices in the type in which they are used.
 
-    Norms and biases stay float32, so that the copy computes exactly what the original does.
+    Norms and biases stay float32, so that the copy computes exactly what the original does. A copy that is to be mixed
+    is `whole`, all float32.
     """
 
     @jax.jit
     def program(params: Any) -> Any:
         matrices = decayed(params)
         return jax.tree.map(
-            lambda p, matrix: p.astype(model.config.compute_dtype) if matrix else p + 0, params, matrices
+            lambda p, matrix: p.astype(model.config.compute_dtype) if matrix and not whole else p + 0, params, matrices
         )
 
     return program
@@ -190,11 +193,14 @@ def rl_programs(
         values=jax.jit(partial(rollout_values, **critic)),
         experience=jax.jit(partial(make_experience, algorithm)),
         update=update_program(update, optimizer, params, state=whole),
-        freeze=freeze_program(model) if uses_reference(algorithm) else jax.jit(lambda params: {}),
+        freeze=freeze_program(model, whole=config.sync_ref_model)
+        if uses_reference(algorithm)
+        else jax.jit(lambda params: {}),
         gap=jax.jit(partial(sampler_gap, **scoring | {"microbatches": P // K // shards})),
         join=jax.jit(join_parts),
         cut=jax.jit(partial(cut_parts, count=K)),
         refill=jax.jit(replace_groups),
+        mix=jax.jit(partial(mixed, alpha=config.ref_model_mixup_alpha)),
     )
 
 

@@ -32,6 +32,7 @@ def collect(stage: Stage, state: TrainState, reference: Any, drawn: Drawn, progr
     with progress.phase("train"):
         passes = start_passes(stage, state, reference, batch.rollout, drawn.step)
         with stage.timeline.span(LOOP, "start update", drawn.step + 1):
+            stage.events.write(9, drawn.step + 1)
             experience = stage.programs.experience(batch.rollout, batch.judged.rewards, *passes)
     return Collected(*batch, experience, numbers)
 

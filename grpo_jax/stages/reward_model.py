@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from grpo_jax.config import RewardModelConfig
 from grpo_jax.configure import find, kind_class
@@ -58,6 +59,13 @@ from grpo_jax.training.scoring import ScoreBatch, bradley_terry, cross_entropy, 
 from grpo_jax.training.state import abstract_state, create_state
 
 
+class Continued(NamedTuple):
+    """What makes the stage a part of reinforcement: line 12 of Algorithm 1."""
+
+    iteration: int  # after which it comes, from 1
+    old: tuple[Any, ...]  # labels of before, of which some are learnt again
+
+
 class Prepared(NamedTuple):
     """What the stage needs from outside, checked before device memory is taken."""
 
@@ -65,6 +73,15 @@ class Prepared(NamedTuple):
     start: DecoderConfig | None  # of the model to start from; None: the policy
     candidates: Candidates | None
     writing: Writing
+    continued: Continued | None = None  # None: a stage of its own
+
+
+class Programs(NamedTuple):
+    """What runs on the devices, and the optimizer that is a part of it."""
+
+    optimizer: optax.GradientTransformation
+    update: Callable[..., Any]
+    score: Callable[..., Any]
 
 
 class Examples(NamedTuple):
@@ -103,7 +120,8 @@ def read_examples(run: Run, prepared: Prepared, note: Callable[[str], None]) -> 
         return fitting(found, c.max_length, note)
 
     learnt, held_out = examples(read_labels(run, c.labels or own_labels(run))), []
-    old = examples(read_labels(run, c.old_labels)) if c.old_labels else []
+    sources = prepared.continued.old if prepared.continued else (c.old_labels,) if c.old_labels else ()
+    old = [example for labels in sources for example in examples(read_labels(run, labels))]
     if c.eval_labels is not None:
         held_out = examples(read_labels(run, c.eval_labels))
     elif c.held_out:
@@ -113,9 +131,9 @@ def read_examples(run: Run, prepared: Prepared, note: Callable[[str], None]) -> 
         raise LabelError(
             f"reward_model.held_out: {c.held_out} leaves none of {len(held_out)} solutions to learn from; lower it"
         )
-    if c.old_labels:
-        fresh = len(learnt)
-        learnt = with_replay(learnt, old, share=c.replay, seed=run.config.seed, iteration=0)
+    if sources:
+        fresh, iteration = len(learnt), prepared.continued.iteration if prepared.continued else 0
+        learnt = with_replay(learnt, old, share=c.replay, seed=run.config.seed, iteration=iteration)
         note(f"reward_model: {fresh} fresh solutions and {len(learnt) - fresh} of {len(old)} old ones")
     plan = PackingPlan(
         [len(example.tokens) for example in learnt],
@@ -143,17 +161,27 @@ def own_labels(run: Run) -> Any:
     return kind_class("data.labels", "steps")(path=str(run.stage("label") / "labels.jsonl"))
 
 
-def train(run: Run, policy: Callable[[], Any], prepared: Prepared) -> Any:
-    """Train a reward model from where the stage stands; `policy()` loads the policy. Returns its own parameters."""
+def open_programs(run: Run, prepared: Prepared) -> Programs:
+    """The programs of the stage, for the settings of section `reward_model`; compiled when they are first needed."""
     c: RewardModelConfig = run.config.reward_model
-    examples, model = read_examples(run, prepared, run.note), Decoder(prepared.decoder)
-    params = abstract_params(prepared.decoder, run.mesh)
     optimizer = make_optimizer(c.optimizer, c.max_steps)
     objective = bradley_terry if c.supervision == "preference" else cross_entropy
-    form = {"model": model, "candidates": prepared.candidates}
+    form = {"model": Decoder(prepared.decoder), "candidates": prepared.candidates}
     step_of = partial(scoring_step, **form, objective=objective, optimizer=optimizer, microbatches=c.microbatches)
-    update = update_program(step_of, optimizer, params)
-    held_out = opening(run, examples.held_out, c.max_length, c.batch_size, measuring_program(**form))
+    update = update_program(step_of, optimizer, abstract_params(prepared.decoder, run.mesh))
+    return Programs(optimizer, update, measuring_program(**form))
+
+
+def train(run: Run, policy: Callable[[], Any], prepared: Prepared, programs: Programs | None = None) -> Any:
+    """Train a reward model from where the stage stands; `policy()` loads the policy. Returns its own parameters.
+
+    One that is continued is measured before its first update as well.
+    """
+    c: RewardModelConfig = run.config.reward_model
+    examples = read_examples(run, prepared, run.note)
+    optimizer, update, score = programs or open_programs(run, prepared)
+    params = abstract_params(prepared.decoder, run.mesh)
+    held_out = opening(run, examples.held_out, c.max_length, c.batch_size, score)
     health = Health()
 
     with run.checkpoints("reward_model", c.save_total_limit) as checkpoints:
@@ -167,7 +195,11 @@ def train(run: Run, policy: Callable[[], Any], prepared: Prepared) -> Any:
             run.metrics_log("reward_model") as log,
             Progress("reward_model", total=c.max_steps, start=start) as progress,
         ):
-            log.truncate_after(start)
+            log.truncate_after(start or -1)
+            if prepared.continued and examples.held_out and not start:
+                with progress.phase("evaluate"):
+                    numbers = measure(held_out, state.params, c.supervision)
+                log.write(0, {f"eval/{name}": value for name, value in numbers.items()})
             for step in range(start, c.max_steps):
                 done = step + 1
                 with progress.phase("compile" if step == start else "train"):

@@ -10,10 +10,11 @@
             compute rewards                                                              8
             compute advantages by group                                                  9
             for update = 1..mu: improve the policy on the objective                  10-11
+        continue to train the reward model on fresh samples and replayed ones       12
 
-With mu = 1 the old policy is the policy, and no pass is spent on its log-probabilities. Line 12, the reward model's
-continued training, has nothing to do where rewards are rules; a learned reward stays as it is, and is continued by a
-run of its own (`reward_model.old_labels`).
+With mu = 1 the old policy is the policy, and no pass is spent on its log-probabilities. Line 12 is in `continued.py`;
+it has nothing to do where rewards are rules, nor after the last iteration, behind which nobody asks the reward model.
+What is done is told line by line in `rl/events.jsonl` (`reporting/events.py`), but for fused steps.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from grpo_jax.reporting.rollouts import drop_rollouts_after
 from grpo_jax.reporting.timeline import DEVICE, LOOP
 from grpo_jax.sampler.sample import Sampling
 from grpo_jax.sharding import agree
+from grpo_jax.stages.continued import Continuation, continue_reward_model, open_continuation, open_rewards
 from grpo_jax.stages.exploration import (
     Collected,
     Drawn,
@@ -48,7 +50,6 @@ from grpo_jax.stages.exploration import (
     start_telling,
 )
 from grpo_jax.stages.fused import Fused, train_fused
-from grpo_jax.stages.learned import with_models
 from grpo_jax.stages.policy import abstract
 from grpo_jax.stages.preparation import Prepared, prepare
 from grpo_jax.stages.programs import RLPrograms, compiled, critic_optimizer, rl_programs, rl_state
@@ -69,54 +70,51 @@ __all__ = ["prepare", "train"]
 Evaluate = Callable[[Any], dict[str, float] | None]
 
 
-def train(
-    run: Run,
-    initial: Callable[[], Any],
-    prepared: Prepared,
-    evaluate: Evaluate | None = None,
-) -> Any:
+def train(run: Run, initial: Callable[[], Any], prepared: Prepared, evaluate: Evaluate | None = None) -> Any:
     """Reinforce a policy from where the stage stands; returns the trained parameters: all, or the adapters.
 
     `initial()` loads them to begin with, `evaluate(policy)` gives held-out metrics for the log.
     """
     c: RLConfig = run.config.rl
-    prepared = prepared._replace(rewards=with_models(run, prepared.rewards))
+    continuation = open_continuation(run, prepared.rewards)
     total, data = c.iterations * c.max_steps, prepared.data
     updates_in_all = total * c.num_iterations
     optimizer = make_optimizer(c.optimizer, updates_in_all)
-    sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows, weights=c.rollout_weights)
-    params = abstract(run.model.config, run.mesh)
-    programs = in_rounds(run, rl_programs(run.model, c, sampling, prepared.algorithm, optimizer, params), sampling)
-    health = health_of(c, sampling, prepared.algorithm)
+    programs, health = open_programs(run, prepared.algorithm, optimizer)
     rates = learning_rates(c.optimizer, updates_in_all)
 
     with run.checkpoints("rl", c.save_total_limit) as checkpoints:
         state, reference, resumed, start = begin(run, programs, prepared, checkpoints, optimizer, initial)
         drop_rollouts_after(run.stage("rl"), start)
+        rewards, learnt = open_rewards(run, prepared.rewards, start)
         with (
-            open_stage(run, *prepared[:3], programs, total, start) as stage,
+            open_stage(run, *prepared[:2], rewards, programs, total, start, learnt) as stage,
             run.metrics_log("rl") as log,
             Progress("rl", total=total, start=start) as progress,
         ):
             log.truncate_after(start)
-            if start and not evaluated(log.path, start):  # stopped in the middle of an evaluation
+            if start and not told(log.path, start, "eval/"):  # stopped in the middle of an evaluation
                 look(stage, state, start, evaluate, log, progress)
             if c.fused_steps:  # what follows, several steps at once
                 fused = Fused(stage, optimizer, data, health, lambda *now: look(stage, *now, evaluate, log, progress))
                 state, start = train_fused(fused, state, reference, start, checkpoints, log, progress), total
             ahead = deque([draw_again(stage, **resumed, step=start)] if resumed else [])
-            draw_ahead(stage, state, reference, ahead, start)  # 5, 7
             for step in range(start, total):  # lines 2 and 4
                 if step % c.max_steps == 0:
-                    reference = programs.freeze(state.params)  # 3
+                    if continuation and step:
+                        checkpoints.save(step, to_save(stage, state, reference), run.kept(checkpoints, step, data))
+                        stage = go_on_learning(stage, continuation, state, step, log, progress)  # 12, of the one before
+                    reference = refresh(stage, state, step)  # 3
+                draw_ahead(stage, state, reference, ahead, step)  # 5, 7, if that is not done yet
                 drawn = ahead.popleft()
                 saved = to_save(stage, state, reference, drawn)
                 with run.keeping(checkpoints, step, saved, data), contextlib.suppress(Interrupted):
                     batch = collect(stage, state, reference, drawn, progress)  # 6, 8, 9
                 run.leave_if_asked(checkpoints, step, total, saved, data)
-                state, updates, batch = improve(stage, state, batch, step)  # 10, 11
-                with contextlib.suppress(Interrupted):  # by a tool's rounds: this step is finished and saved first
-                    draw_ahead(stage, state, reference, ahead, step + 1)  # 5, 7 to come, while the host writes
+                state, reference, updates, batch = improve(stage, state, reference, batch, step)  # 10, 11
+                if (step + 1) % c.max_steps or c.steps_off_policy:  # else lines 12 and 3 come first
+                    with contextlib.suppress(Interrupted):  # by a tool's rounds: this step is finished and saved first
+                        draw_ahead(stage, state, reference, ahead, step + 1)  # 5, 7 to come, while the host writes
                 done, saved = step + 1, to_save(stage, state, reference, *ahead)
                 batch, metrics = measure(stage, drawn, batch, updates, progress)
                 metrics |= {"learning_rate": rates[done * c.num_iterations - 1], "compiles": compiled(*programs)}
@@ -129,6 +127,15 @@ def train(
                 progress.advance(metrics if logged else None)
     run.finish("rl", total)
     return state.params
+
+
+def open_programs(run: Run, algorithm: Algorithm, optimizer: Any) -> tuple[RLPrograms, Health]:
+    """What runs on the devices, compiled when it is first needed, and what stops the run."""
+    c: RLConfig = run.config.rl
+    sampling = run.sampling(c.sampling, c.num_generations, decode_rows=c.decode_rows, weights=c.rollout_weights)
+    params = abstract(run.model.config, run.mesh)
+    programs = in_rounds(run, rl_programs(run.model, c, sampling, algorithm, optimizer, params), sampling)
+    return programs, health_of(c, sampling, algorithm)
 
 
 def health_of(c: RLConfig, sampling: Sampling, algorithm: Algorithm) -> Health:
@@ -210,27 +217,51 @@ def look(
             log.write(step, numbers | stage.run.ledger.totals("rl"))
 
 
-def evaluated(path: Path, step: int) -> bool:
-    """Whether the log has the held-out numbers of a step."""
+def refresh(stage: Stage, state: TrainState, step: int) -> Any:
+    """Line 3 before a step: the reference becomes the policy."""
+    stage.events.write(3, step + 1)
+    return stage.programs.freeze(state.params)
+
+
+def go_on_learning(
+    stage: Stage, continuation: Continuation, state: TrainState, step: int, log: MetricsWriter, progress: Progress
+) -> Stage:
+    """Line 12 between two iterations, after so many steps; the stage then has rewards by the new model."""
+    span = partial(stage.timeline.span, what="reward model", step=step + 1)
+    with progress.phase("reward model"), progress.paused(), span(DEVICE), span(LOOP):
+        stage, numbers = continue_reward_model(stage, continuation, state, step)
+    known = told(log.path, step, "reward_model/")  # of a run that was stopped just after
+    if numbers and not known:
+        log.write(step, numbers)
+    return stage
+
+
+def told(path: Path, step: int, prefix: str) -> bool:
+    """Whether the log has numbers of a step whose names begin so."""
     lines = read_metrics(path) if path.is_file() else []
-    return bool(agree(any(line["step"] == step and any(key.startswith("eval/") for key in line) for line in lines)))
+    return bool(agree(any(line["step"] == step and any(key.startswith(prefix) for key in line) for line in lines)))
 
 
 def improve(
-    stage: Stage, state: TrainState, batch: Collected, step: int
-) -> tuple[TrainState, list[dict[str, Any]], Collected]:
+    stage: Stage, state: TrainState, reference: Any, batch: Collected, step: int
+) -> tuple[TrainState, Any, list[dict[str, Any]], Collected]:
     """Start the updates on one batch: lines 10 and 11; their metrics are on the devices yet.
 
-    What is told of the batch is then on its way to the host, before the next completions are started.
+    The reference follows where it is to, for the batches to come. What is told of the batch is then on its way to the
+    host, before the next completions are started.
     """
-    timeline, updates = stage.timeline, []
+    timeline, updates, c = stage.timeline, [], stage.run.config.rl
     with timeline.span(LOOP, "start update", step + 1):
-        for _ in range(stage.run.config.rl.num_iterations):
+        for u in range(c.num_iterations):
+            stage.events.write(11, step + 1)
             # what is watched is not given to the next update to overwrite
             update = partial(stage.programs.update, frozen=stage.run.frozen)
             state, metrics = timeline.run("update", step + 1, update, state, batch.experience, of=itemgetter(1))
             updates.append(metrics)
-    return state, updates, start_telling(batch)
+            if c.sync_ref_model and (step * c.num_iterations + u + 1) % c.ref_model_sync_steps == 0:
+                stage.events.write(3, step + 1, alpha=c.ref_model_mixup_alpha)
+                reference = stage.programs.mix(reference, state.params)
+    return state, reference, updates, start_telling(batch)
 
 
 def measure(

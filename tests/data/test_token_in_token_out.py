@@ -151,7 +151,8 @@ def test_a_prompt_ends_where_the_completion_begins(chatml):
 
 
 MAKE_PROMPTS = {f"grpo_jax.data.{name}" for name in ("encoding", "prompts", "demonstrations", "tokenizer")}
-OF_OTHERS = {"grpo_jax.data.labelled", "grpo_jax.stages.rounds"}  # solutions of a file; what a tool said
+# Solutions of a file; what a tool said; the step tag of a reward model.
+OF_OTHERS = {"grpo_jax.data.labelled", "grpo_jax.stages.rounds", "grpo_jax.stages.reward_model"}
 
 
 def calls_that_encode(tree):

@@ -155,6 +155,18 @@ def test_on_a_terminal_every_logged_step_leaves_a_line():
     assert "\x1b[" in file.getvalue()
 
 
+def test_the_terminal_is_left_to_another_progress_for_a_while():
+    console = Console(file=(file := io.StringIO()), force_terminal=True, width=100)
+    with Progress("outer", total=2, console=console) as outer:
+        drawn = outer._display._live
+        with outer.paused(), Progress("inner", total=1, console=console) as inner:
+            assert not drawn.is_started
+            inner.advance()
+        assert drawn.is_started
+        outer.advance({"reward": 0.5})
+    assert "inner: 1 step in" in file.getvalue() and "outer 1/2  reward 0.500" in file.getvalue()
+
+
 def test_other_processes_are_silent_and_still_count(monkeypatch):
     monkeypatch.setattr(module, "is_primary", lambda: False)
     console, file = plain()

@@ -182,6 +182,25 @@ def test_labels_come_before_the_reward_model(tmp_path, capsys):
     assert_well_said(message, ("reward_model learns from what label writes", "add label to --only"))
 
 
+def test_whole_solutions_alone(labelled, workers, tmp_path, capsys):
+    """Without completions nothing is said of steps, the solutions are the same, and a model of outcomes learns them."""
+    _, unbroken = labelled
+    shutil.copytree(unbroken, directory := tmp_path / "run", ignore=shutil.ignore_patterns("label", "hf"))
+    wholes = WHOLE | {"label": LABEL | {"num_completions": 0}}
+    file = write_settings(tmp_path / "run.yaml", **wholes, reward_model=MODEL | {"supervision": "outcome"}, rl=None)
+    run(file, directory, workers)
+    assert "21 problems x 3 solutions = 63 completions\n" in capsys.readouterr().out
+    assert not (directory / "label" / "prefixes.jsonl").exists()
+    found = rows(directory)
+    assert [row["outcome"] for row in found] == [row["outcome"] for row in rows(unbroken)]
+    assert {str(step) for row in found for step in row["steps"] if step["soft"] is not None} == set()
+    assert metrics(directory, "reward_model")[0]["num_labels"] > 0
+    file = write_settings(tmp_path / "steps.yaml", **wholes, reward_model=MODEL, rl=None)
+    code, message = launched([str(file), "--output_dir", str(tmp_path / "other")], capsys)
+    assert code == 2
+    assert_well_said(message, ("supervision is process", "label.num_completions 0", "supervision to outcome"))
+
+
 def test_a_journal_of_other_work_is_refused(tmp_path):
     path = tmp_path / "journal.jsonl"
     Journal(path, {"problems": 3}).add([{"a": 1}, {"a": 2}])
