@@ -154,7 +154,7 @@ def test_logprobs_are_those_of_the_plain_pass(sizes, microbatches):
     """And where each device has all weights, the devices tell each other the longest rows, and nothing else."""
     rollout, model = rollout_of(), tiny.decoder()
     options = {"model": model, "temperature": 0.7, "chunk": 8}
-    plain = rollout_logprobs(tiny.host_params(), rollout, **options)
+    plain = jax.jit(partial(rollout_logprobs, **options))(tiny.host_params(), rollout)
     with jax.set_mesh(mesh := tiny.mesh_of(*sizes)):
         arguments = tiny.on_mesh(tiny.host_params(), model, mesh), host_to_global(rollout, named(mesh, "batch"))
         scored = jax.jit(partial(rollout_logprobs, **options, microbatches=microbatches, buckets=2))

@@ -92,14 +92,15 @@ def whole_rows(rollout):
 def test_a_value_is_of_the_state_before_its_token(rollout, params):
     """Against whole rows without a shared prefix: the score after token t - 1 is the value at t."""
     model = value_model(tiny.decoder().config)
-    got = completion_values(model, params, rollout.prompts, rollout.completions)
+    got = jax.jit(partial(completion_values, model))(params, rollout.prompts, rollout.completions)
     rows, Tp = whole_rows(rollout)
-    scores, _ = model.apply({"params": params}, rows)
+    scores = jax.jit(lambda params: model.apply({"params": params}, rows)[0])(params)
     expected = np.where(rollout.completion_mask, scores[:, Tp - 1 : -1], 0.0)
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert np.abs(expected).max() > 0.1
     for M in (2, 8):
-        np.testing.assert_allclose(rollout_values(params, rollout, model=model, microbatches=M), expected, atol=1e-5)
+        in_parts = jax.jit(partial(rollout_values, model=model, microbatches=M))
+        np.testing.assert_allclose(in_parts(params, rollout), expected, atol=1e-5)
 
 
 def test_it_begins_with_zero_on_the_policys_trunk(rollout):
@@ -107,20 +108,19 @@ def test_it_begins_with_zero_on_the_policys_trunk(rollout):
     with jax.set_mesh(mesh):
         policy = tiny.on_mesh(tiny.host_params(), tiny.decoder(), mesh)
         state = with_critic(create_state(policy, optax.adam(1e-3), 0, mesh), model, optax.adam(1e-3), 0, mesh)
-        assert not np.any(rollout_values(state.critic.params, rollout, model=model))
+        assert not np.any(jax.jit(partial(rollout_values, model=model))(state.critic.params, rollout))
         jax.tree.map(np.testing.assert_array_equal, state.critic.params["layers"], policy["layers"])
         jax.tree.map(lambda x: x.delete(), state.params)  # as an update does; the value model has its own memory
         assert np.isfinite(jax.device_get(state.critic.params["embed"])).all()
 
 
-@pytest.mark.parametrize(("mesh", "microbatches"), [((1, 1, 1), 1), ((1, 1, 1), 4), ((1, 1, 1), 8), ((2, 2, 1), 1)])
-def test_one_gradient(rollout, params, mesh, microbatches):
-    """That of half the squared error written plainly on whole rows, in micro-batches and over devices."""
-    model, mesh = value_model(tiny.decoder().config), tiny.mesh_of(*mesh)
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def plainly(rollout, params):
+    """Experience, and half the squared error of its values with the gradient, written plainly on whole rows."""
+    model, rng = value_model(tiny.decoder().config), np.random.default_rng(0)
     ref = np.where(rollout.completion_mask, rollout.logprobs + rng.normal(0, 0.2, rollout.logprobs.shape), 0)
     rewards = Rewards(jnp.float32(rng.integers(0, 2, (P, G))))
-    values = completion_values(model, params, rollout.prompts, rollout.completions)
+    values = jax.jit(partial(completion_values, model))(params, rollout.prompts, rollout.completions)
     e = jax.device_get(make_experience(ALGORITHM, rollout, rewards, None, np.float32(ref), values))
     rows, Tp = whole_rows(rollout)
 
@@ -128,11 +128,18 @@ def test_one_gradient(rollout, params, mesh, microbatches):
         scores, _ = model.apply({"params": params}, rows)
         return 0.5 * (e.weights * (scores[:, Tp - 1 : -1] - e.returns) ** 2).sum()
 
-    expected = jax.grad(dense)(params)
+    return e, *jax.jit(jax.value_and_grad(dense))(params)
+
+
+@pytest.mark.parametrize(("mesh", "microbatches"), [((1, 1, 1), 1), ((1, 1, 1), 4), ((1, 1, 1), 8), ((2, 2, 1), 1)])
+def test_one_gradient(plainly, params, mesh, microbatches):
+    """That of half the squared error written plainly on whole rows, in micro-batches and over devices."""
+    model, mesh = value_model(tiny.decoder().config), tiny.mesh_of(*mesh)
+    e, loss, expected = plainly
     with jax.set_mesh(mesh):
         state = create_state(tiny.on_mesh(params, model, mesh), optax.trace(decay=0.0), 0, mesh)
         step = partial(value_step, model=model, optimizer=optax.trace(decay=0.0), clip=0.2, microbatches=microbatches)
         new, metrics = jax.jit(step)(state, host_to_global(e, named(mesh, "batch")))
     for got, want in zip(jax.tree.leaves(new.opt_state.trace), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5 * max(1, float(np.abs(want).max())))
-    np.testing.assert_allclose(metrics["value/loss"], dense(params), rtol=1e-4)
+    np.testing.assert_allclose(metrics["value/loss"], loss, rtol=1e-4)
