@@ -6,6 +6,7 @@ import shutil
 import signal
 from unittest import mock
 
+import jax
 import pytest
 from small_runs import (
     assert_equal_leaves,
@@ -56,13 +57,29 @@ ITERATED = {
 }
 
 
+class Watched:
+    """A program that scores, and the weights that it was given, each time as one number."""
+
+    def __init__(self, program):
+        self.program, self.weights = program, []
+
+    def __call__(self, params, rollout):
+        self.weights.append(sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(params)))
+        return self.program(params, rollout)
+
+
 @pytest.fixture(scope="module")
 def iterated(tmp_path_factory, workers):
     """An unbroken run of three iterations: settings, directory, and the programs that its reward models scored with."""
     folder = tmp_path_factory.mktemp("iterated")
     file = write_settings(folder / "run.yaml", reward_model=MODEL, rl=ITERATED)
     original, programs = learned.scoring_program, []
-    with mock.patch.object(learned, "scoring_program", lambda *args: programs.append(original(*args)) or programs[-1]):
+
+    def watched(*args):
+        programs.append(Watched(original(*args)))
+        return programs[-1]
+
+    with mock.patch.object(learned, "scoring_program", watched):
         run(file, folder / "run", workers)
     return file, folder / "run", programs
 
@@ -140,9 +157,11 @@ def test_the_ledger_counts_what_the_iterations_sampled(iterated):
     assert rl["optimizer_steps"] == 3 * 2 * 2
 
 
-def test_one_program_scores_for_all_reward_models(iterated):
-    (program,) = iterated[2]
-    assert program._cache_size() == 1
+def test_each_iteration_is_scored_by_its_own_reward_model_with_one_program(iterated):
+    (watched,) = iterated[2]
+    assert watched.program._cache_size() == 1
+    first, again, *rest = watched.weights
+    assert first == again and [rest[0], rest[2]] == [rest[1], rest[3]] and len({first, *rest}) == 3
 
 
 class Killed(BaseException):
