@@ -89,7 +89,12 @@ class Ledger:
         self._write(stage, step, "running")
 
     def tell(self, stage: str, **facts: Any) -> None:
-        """Add to what is known of a stage, such as the weights that it starts from; checkpoints keep it."""
+        """Add to what is known of a stage, such as the weights that it starts from; checkpoints keep it.
+
+        Of a stage that has no account nothing is kept.
+        """
+        if stage not in self._accounts:
+            return
         self._accounts[stage].told |= facts
         with self._writing:
             content = self._content()
