@@ -107,6 +107,7 @@ class Collected(NamedTuple):
     judged: Judged
     experience: Experience
     numbers: Mapping[str, Any] = MappingProxyType({})  # metrics of how it was collected
+    uses: tuple[Use, ...] = ()  # of tools, in all that was sampled for it
 
 
 def draw(stage: Stage, state: TrainState, reference: Any, step: int, indices: np.ndarray | None = None) -> Drawn:
@@ -219,7 +220,7 @@ def explore(stage: Stage, state: TrainState, reference: Any, drawn: Drawn, progr
         judged = judge(run, problems, rollout, told, stage.rewards)  # 8
         experience = programs.experience(rollout, judged.rewards, *passes)  # 9
     texts = in_order([part.texts for part in read], c.num_generations)
-    return Collected(drawn.indices, rollout, texts, judged, experience)
+    return Collected(drawn.indices, rollout, texts, judged, experience, uses=drawn.uses)
 
 
 def start_telling(batch: Collected) -> Collected:
