@@ -39,6 +39,7 @@ from grpo_jax.stages.policy import (
     read_decoder_config,
 )
 from grpo_jax.stages.run import Run
+from grpo_jax.stages.shared_disk import check_shared_disk
 from grpo_jax.stages.tooling import open_tools
 from grpo_jax.training.interrupt import Interruption
 from grpo_jax.training.manifest import CheckpointError
@@ -56,6 +57,7 @@ def run(command: Command, workers: Workers) -> None:
     with Interruption() as interruption, contextlib.ExitStack() as at_exit:
         if is_primary():
             at_exit.enter_context(claimed(directory))
+        check_shared_disk(directory)  # on which rests what follows
         config = remember(directory, command.config)
         check_config(directory, config)
         wanted = command.only or tuple(s for s in (*STAGES, "evaluation") if getattr(config, s))
