@@ -174,3 +174,12 @@ def agree(value: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(value))
+
+
+def gathered(value: Any) -> np.ndarray:
+    """What each process holds, by its number: [processes, ...]. Every process must call it at the same point."""
+    if jax.process_count() == 1:
+        return np.asarray(value)[None]
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(value))

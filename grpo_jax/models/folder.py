@@ -50,6 +50,22 @@ def find_folder(name_or_path: str | Path) -> Path:
         ) from error
 
 
+def check_is_model(folder: Path, name: str | Path) -> None:
+    """Raise `ModelFolderError`, with what to give instead, for the directory of an adapter, or of a run of ours."""
+    if (folder / "config.json").exists():
+        return
+    if (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise ModelFolderError(
+            f"{name}: a PEFT adapter, not a model; give its base ({base}) as model.model_name_or_path, and the adapter "
+            "as model.lora.adapter_name_or_path"
+        )
+    if (folder / "config.yaml").is_file() and (folder / "tokenizer").is_dir():
+        left = sorted(path.name for path in folder.glob("hf*")) or sorted(path.name for path in folder.glob("adapter*"))
+        remedy = f"give what it has left, {folder / left[0]}" if left else "it has left no policy yet; let it finish"
+        raise ModelFolderError(f"{name}: the output_dir of a run, not a model directory; {remedy}")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises `ModelFolderError` if it is absent, broken, far too large or no object."""
     if not path.exists():

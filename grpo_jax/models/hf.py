@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from grpo_jax.models import families
 from grpo_jax.models.decoder import DTYPES, DecoderConfig
 from grpo_jax.models.export import exports, write_directory
-from grpo_jax.models.folder import ModelFolderError, find_folder, read_json
+from grpo_jax.models.folder import ModelFolderError, check_is_model, find_folder, read_json
 from grpo_jax.models.layout import Stored
 from grpo_jax.models.loading import account, check_tied, stream, with_matrices_in
 from grpo_jax.models.parameters import abstract_params
@@ -57,9 +57,10 @@ def read_config(path: str | Path, **options: Any) -> DecoderConfig:
     """The decoder of a model directory or hub name; `options` are how it is computed (dtype, remat, ...) and its head.
 
     Raises `ModelFolderError` for an unknown family or rotary embedding, sizes that no model has, quantized
-    weights, and a directory that brings its own code, which is never run.
+    weights, adapters and runs, and a directory that brings its own code, which is never run.
     """
     where = find_folder(path) / "config.json"
+    check_is_model(where.parent, path)
     raw = read_json(where)
     _check_raw(where, raw)
     from transformers import AutoConfig

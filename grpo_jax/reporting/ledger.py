@@ -1,13 +1,15 @@
 """ledger.json: what a run did and what it took, so that runs are comparable at equal generated tokens.
 
-    {"run", "choices", "totals", "stages": {"rl": {
+    {"run", "choices", "totals", "parts", "stages": {"rl": {
         "method", "data", "rewards", "choices", "starts_from", "state", "step", "counts": {
             "prompts", "completions", "generated_tokens", "tool_tokens",        what was sampled, refill rounds included
             "trained_tokens", "labels", "optimizer_steps",                      what was learnt from it
             "seconds", "device_seconds"}}}}                                     of the work that counts
 
 Counts are those of what is saved: a checkpoint keeps them, so that work which a kill has lost, and which is done again,
-counts once. Written whole when a stage begins, when a checkpoint has reached the disk, and at the stage's end.
+counts once. Written whole when a stage begins, when a checkpoint has reached the disk, and at the stage's end. What a
+stage does as a part of itself, in directories below its own, has a ledger there: `parts` has its totals by directory,
+and the run's are with them, and without those of evaluations.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from grpo_jax.reporting.choices import choices, method, rewards, sources
 from grpo_jax.reporting.files import is_primary, parse_object, write_atomically
 
 NAME = "ledger.json"
+EVALUATION = "evaluation"  # of a finished policy; what is measured between steps is not counted
 COUNTED = (
     "prompts",
     "completions",
@@ -89,7 +92,12 @@ class Ledger:
         self._write(stage, step, "running")
 
     def tell(self, stage: str, **facts: Any) -> None:
-        """Add to what is known of a stage, such as the weights that it starts from; checkpoints keep it."""
+        """Add to what is known of a stage, such as the weights that it starts from; checkpoints keep it.
+
+        Of a stage that has no account nothing is kept.
+        """
+        if stage not in self._accounts:
+            return
         self._accounts[stage].told |= facts
         with self._writing:
             content = self._content()
@@ -156,7 +164,11 @@ class Ledger:
 
     def _put(self, content: dict[str, Any]) -> None:
         if is_primary():
-            content["totals"] = totals(content["stages"])
+            below = sorted(self.directory.glob(f"*/*/{NAME}"))
+            parts = {str(path.parent.relative_to(self.directory)): read_ledger(path.parent)["totals"] for path in below}
+            content |= {"parts": parts} if parts else {}
+            learnt = [stage["counts"] for name, stage in content["stages"].items() if name != EVALUATION]
+            content["totals"] = totals([*learnt, *parts.values()])
             write_atomically(self.directory / NAME, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -177,6 +189,7 @@ class _Account:
         return {**self.told, "counts": self.counts | times}
 
 
-def totals(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The counts of all stages together."""
-    return {name: round(sum(stage["counts"][name] for stage in stages.values()), 3) for name in COUNTED}
+def totals(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Counts together."""
+    counts = list(counts)
+    return {name: round(sum(one[name] for one in counts), 3) for name in COUNTED}

@@ -43,7 +43,7 @@ def facts_of(stage: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = {
         "Method": f"{method['kind']}{supervision}",
         "Source": method["source"] or "",
-        "State": f"{stage['state']}, step {stage['step']}",
+        "State": f"{stage['state']}, step {stage['step']}" if stage["step"] else stage["state"],
         "Data": f"{', '.join(source['kind'] for source in data['sources']) or 'of this run'}, {data['rows']} rows",
         "Data fingerprint": data["fingerprint"],
         "Rewards": ", ".join(f"{reward.get('weight', 1.0):g} x {reward['kind']}" for reward in stage["rewards"]),
@@ -115,6 +115,10 @@ def totals_of(ledgers: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]
         counts = [ledger.get("stages", {}).get(stage, {}).get("counts", {}) for ledger in ledgers]
         names = [name for name in COUNTED if any(one.get(name) for one in counts)]
         rows += [(f"{stage}: {name.replace('_', ' ')}", [number(name, one) for one in counts]) for name in names]
+    parts = dict.fromkeys(part for ledger in ledgers for part in ledger.get("parts", {}))
+    for part in parts:
+        counts = [ledger.get("parts", {}).get(part, {}) for ledger in ledgers]
+        rows.append((f"{part}: generated tokens", [number("generated_tokens", one) for one in counts]))
     return rows
 
 

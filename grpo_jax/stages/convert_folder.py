@@ -28,6 +28,7 @@ from grpo_jax.training import manifest, storage
 from grpo_jax.training.checkpoint import Checkpoints
 from grpo_jax.training.manifest import CheckpointError
 
+REMEDY = "make it anew with launch/convert.py from-hf"
 CHECKPOINTS, STEP = "checkpoints", 0
 WHERE = ("state", "params")  # in the saved tree, as in a stage's checkpoints
 SETTINGS = ("config.json", "generation_config.json")
@@ -56,8 +57,11 @@ def load_model(
     if not is_converted(name):
         return load_params(name, config, mesh, dtype=dtype)
     wanted = with_matrices_in(abstract_params(config, mesh), jnp.dtype(DTYPES[dtype or "float32"]))
-    with Checkpoints(_step(name).parent) as checkpoints:
-        return restore_as(checkpoints, STEP, wanted)
+    try:
+        with Checkpoints(_step(name).parent) as checkpoints:
+            return restore_as(checkpoints, STEP, wanted)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {REMEDY}") from error
 
 
 def check_model(name: str | Path, config: DecoderConfig, mesh: Mesh) -> None:
@@ -69,7 +73,9 @@ def check_model(name: str | Path, config: DecoderConfig, mesh: Mesh) -> None:
         *({k: leaf[leaf.index("[") :] for k, leaf in table.items()} for table in (saved, wanted))
     )
     if lines:
-        raise CheckpointError(f"{_step(name)}: is of another model than config.json says: {'; '.join(lines[:3])}")
+        raise CheckpointError(
+            f"{_step(name)}: is of another model than config.json says: {'; '.join(lines[:3])}; {REMEDY}"
+        )
 
 
 def model_record(name: str | Path) -> dict[str, str]:

@@ -36,9 +36,10 @@ from grpo_jax.stages.evaluation_store import (
     read_graded,
     read_scores,
 )
+from grpo_jax.stages.shared_disk import check_shared_disk
 from grpo_jax.stages.tooling import open_tools
 from grpo_jax.training.interrupt import Interruption
-from grpo_jax.training.storage import claim
+from grpo_jax.training.storage import claimed
 
 # Keys of the settings that change how completions are computed, and not which
 HOW = ("batch_prompts", "decode_rows", "k")
@@ -76,7 +77,8 @@ def evaluate(request: Request, workers: Workers) -> list[dict[str, Any]]:
     notice = "stopping after this batch; a second signal stops at once"
     with Interruption(notice) as interruption, contextlib.ExitStack() as stack:
         if is_primary():
-            stack.enter_context(claim(out))
+            stack.enter_context(claimed(out))
+        check_shared_disk(out)
         scripted = request.model.startswith(PREFIX)
         suite = scripted_suite(request, workers) if scripted else model_suite(request, workers, interruption, stack)
         compared = None if request.against is None else [other_of(request.against, task) for task in suite.tasks]

@@ -39,6 +39,7 @@ from grpo_jax.evaluation.programs import computed
 from grpo_jax.evaluation.prompts import prompting
 from grpo_jax.evaluation.reading import open_benchmark, read_problems
 from grpo_jax.reporting.files import is_primary, to_json, write_atomically
+from grpo_jax.reporting.ledger import EVALUATION
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.rewards.extract import extract_answer
 from grpo_jax.rewards.reward import Reward, RewardError, check_rewards, load_reward
@@ -48,7 +49,7 @@ from grpo_jax.sharding import agree, batch_shards, global_to_host, run_key
 from grpo_jax.stages.learned import check_learned, open_scorer
 from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
-from grpo_jax.stages.sources import read_source
+from grpo_jax.stages.sources import read_source, source_record
 from grpo_jax.stages.tooling import open_sampler
 from grpo_jax.training.interrupt import Interrupted
 from grpo_jax.types import Problem, Rollout
@@ -296,8 +297,14 @@ def run_evaluation(evaluator: Evaluator, policy: Any, name: str, origin: str) ->
         progress.advance()
         run.stop_if_asked(f"in evaluation {name!r}, which is not kept")
 
+    problems = [source_record(task.problems) for task in evaluator.tasks]
+    marks = "+".join(one["fingerprint"] for one in problems)
+    asked = {"problems": sum(one["problems"] for one in problems), "fingerprint": marks}
+    run.ledger.begin(EVALUATION, asked, run.ledger.written(EVALUATION))
     with Progress(f"evaluation {name}", total=passes(evaluator), unit="part") as progress, progress.phase("evaluate"):
         found = evaluate(evaluator, policy, advance)
+    run.ledger.count(EVALUATION, **taken([one for _, *both, _ in found for one in both]))
+    run.ledger.finish(EVALUATION, 0)
     sampled = [one for _, _, one, _ in found]
     metrics = {}
     for task, _, _, values in found:
@@ -321,6 +328,15 @@ def run_evaluation(evaluator: Evaluator, policy: Any, name: str, origin: str) ->
             write_atomically(result_path(run, name).with_suffix(f"{middle}.samples.jsonl"), lines)
         write_atomically(result_path(run, name), json.dumps(result, indent=1) + "\n")
     return result
+
+
+def taken(graded: Sequence[Graded]) -> dict[str, int]:
+    """What completions took, greedy and sampled: prompts, completions and the tokens that were generated."""
+    return {
+        "prompts": sum(len(one.lengths) for one in graded),
+        "completions": sum(one.lengths.size for one in graded),
+        "generated_tokens": int(sum(one.lengths.sum() for one in graded)),
+    }
 
 
 class Stopped(Exception):

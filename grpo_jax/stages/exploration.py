@@ -115,6 +115,7 @@ class Collected(NamedTuple):
     judged: Judged
     experience: Experience
     numbers: Mapping[str, Any] = MappingProxyType({})  # metrics of how it was collected
+    uses: tuple[Use, ...] = ()  # of tools, in all that was sampled for it
 
 
 def draw(stage: Stage, state: TrainState, reference: Any, step: int, indices: np.ndarray | None = None) -> Drawn:
@@ -231,7 +232,7 @@ def explore(stage: Stage, state: TrainState, reference: Any, drawn: Drawn, progr
         stage.events.write(9, drawn.step + 1)
         experience = programs.experience(rollout, judged.rewards, *passes)  # 9
     texts = in_order([part.texts for part in read], c.num_generations)
-    return Collected(drawn.indices, rollout, texts, judged, experience)
+    return Collected(drawn.indices, rollout, texts, judged, experience, uses=drawn.uses)
 
 
 def tell_judged(stage: Stage, step: int) -> None:

@@ -39,10 +39,11 @@ from grpo_jax.stages.policy import (
     read_decoder_config,
 )
 from grpo_jax.stages.run import Run
+from grpo_jax.stages.shared_disk import check_shared_disk
 from grpo_jax.stages.tooling import open_tools
 from grpo_jax.training.interrupt import Interruption
 from grpo_jax.training.manifest import CheckpointError
-from grpo_jax.training.storage import LOCK, claim
+from grpo_jax.training.storage import LOCK, claimed
 
 TRAINING = {"sft": sft, "rl": rl}  # the stages that train the policy
 # All in their order; those that are not in TRAINING leave the policy as it is.
@@ -54,10 +55,11 @@ def run(command: Command, workers: Workers) -> None:
     """Run the sections that are present (or those of `--only`) and not finished; write the report in any case."""
     directory = Path(command.config.output_dir).absolute()
     with Interruption() as interruption, contextlib.ExitStack() as at_exit:
+        if is_primary():
+            at_exit.enter_context(claimed(directory))
+        check_shared_disk(directory)  # on which rests what follows
         config = remember(directory, command.config)
         check_config(directory, config)
-        if is_primary():
-            at_exit.enter_context(claim(directory))
         wanted = command.only or tuple(s for s in (*STAGES, "evaluation") if getattr(config, s))
         this = open_run(config, directory, workers, interruption, wanted)
         at_exit.enter_context(jax.set_mesh(this.mesh))

@@ -21,6 +21,7 @@ from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.timeline import LOOP
 from grpo_jax.sharding import global_to_host
 from grpo_jax.stages.exploration import Collected, Drawn, Gathered, Stage, draw, explore, gather, start_passes
+from grpo_jax.stages.rounds import Use
 from grpo_jax.types import TrainState
 
 
@@ -28,41 +29,45 @@ def collect(stage: Stage, state: TrainState, reference: Any, drawn: Drawn, progr
     """The experience of a step, with as few dead groups as possible if the settings say so."""
     if stage.run.config.rl.dead_groups != "refill":
         return explore(stage, state, reference, drawn, progress)
-    batch, numbers = refill(stage, state, reference, drawn, progress)
+    batch, numbers, uses = refill(stage, state, reference, drawn, progress)
     with progress.phase("train"):
         passes = start_passes(stage, state, reference, batch.rollout, drawn.step)
         with stage.timeline.span(LOOP, "start update", drawn.step + 1):
             stage.events.write(9, drawn.step + 1)
             experience = stage.programs.experience(batch.rollout, batch.judged.rewards, *passes)
-    return Collected(*batch, experience, numbers)
+    return Collected(*batch, experience, numbers, uses)
 
 
 def refill(
     stage: Stage, state: TrainState, reference: Any, drawn: Drawn, progress: Progress
-) -> tuple[Gathered, dict[str, Any]]:
-    """Sample, judge and replace, at most `rl.refill_rounds` times; also the metrics of it, some on the devices yet.
+) -> tuple[Gathered, dict[str, Any], tuple[Use, ...]]:
+    """Sample, judge and replace, at most `rl.refill_rounds` times.
+
+    Also the metrics of it, some on the devices yet, and what became of the programs of all rounds.
 
     `refill/rounds`, `refill/frac_dead_drawn` of all groups that were sampled, `num_generated_tokens` in all of them.
     """
     c, batch = stage.run.config.rl, gather(stage, drawn, progress)
     dead = global_to_host(batch.judged.dead)
-    drawn_dead, rounds, tokens = [dead], 0, [batch.rollout.completion_mask.sum()]
+    drawn_dead, rounds, tokens, uses = [dead], 0, [batch.rollout.completion_mask.sum()], drawn.uses
     while dead.any() and rounds < c.refill_rounds:
         rounds += 1
         indices = further_indices(
             len(stage.problems), c.prompts_per_step, seed=stage.run.config.seed, step=drawn.step, round=rounds
         )
-        more = gather(stage, draw(stage, state, reference, drawn.step, indices), progress)
+        further = draw(stage, state, reference, drawn.step, indices)
+        more, uses = gather(stage, further, progress), (*uses, *further.uses)
         others = global_to_host(more.judged.dead)
         batch = with_groups(stage, batch, more, places(dead, others))
         dead = global_to_host(batch.judged.dead)
         drawn_dead.append(others)
         tokens.append(more.rollout.completion_mask.sum())
-    return batch, {
+    numbers = {
         "refill/rounds": float(rounds),
         "refill/frac_dead_drawn": float(np.mean(drawn_dead)),
         "num_generated_tokens": sum(tokens),
     }
+    return batch, numbers, uses
 
 
 def places(dead: np.ndarray, others_dead: np.ndarray) -> np.ndarray:

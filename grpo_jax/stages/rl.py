@@ -273,6 +273,6 @@ def measure(
     batch = batch._replace(judged=batch.judged.on_host())
     waited = stage.timeline.finish(drawn.step + 1)
     metrics = step_metrics(batch.rollout, batch.judged, updates, progress.seconds, waited)
-    metrics |= jax.device_get({**drawn.gap, **batch.numbers}) | tool_metrics(drawn.uses)
-    stage.run.ledger.count("rl", **step_counts(stage.run.config.rl, stage.algorithm, metrics, drawn.uses))
+    metrics |= jax.device_get({**drawn.gap, **batch.numbers}) | tool_metrics(batch.uses)
+    stage.run.ledger.count("rl", **step_counts(stage.run.config.rl, stage.algorithm, metrics, batch.uses))
     return batch, metrics

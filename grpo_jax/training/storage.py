@@ -6,8 +6,10 @@ have names of their own, so that they are never taken for a step.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -50,6 +52,18 @@ def claim(directory: Path) -> IO:
     for path in (*directory.glob(f"*{UNFINISHED}*"), *directory.glob(f"*{DELETED}")):
         shutil.rmtree(path, ignore_errors=True)
     return lock
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """The directory, claimed as long as it is needed; where nothing else has come into it, the lock goes too."""
+    lock = claim(directory)
+    try:
+        yield
+    finally:
+        if directory.is_dir() and [path.name for path in directory.iterdir()] == [LOCK]:
+            (directory / LOCK).unlink()  # while it is held: who opened it meanwhile was refused
+        lock.close()
 
 
 def require_room(directory: Path, size: int) -> None:

@@ -472,3 +472,24 @@ def test_hostile_directory(name, qwen2, tmp_path, capsys, monkeypatch, told):
     for word in words:
         assert word in message
     assert not (tmp_path / "canary").exists()
+
+
+def test_an_adapter_or_a_run_is_no_model(single, tmp_path):
+    """They are named, and what to give instead."""
+    adapter, run = tmp_path / "adapter", tmp_path / "run"
+    for folder in (adapter, run, run / "tokenizer"):
+        folder.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
+    (run / "config.yaml").write_text("seed: 0")
+    cases = [
+        (adapter, r"a PEFT adapter, not a model; give its base \(owner/base\) as model.model_name_or_path"),
+        (run, "the output_dir of a run, not a model directory; it has left no policy yet; let it finish"),
+        (single / "..", "config.json: missing; a Hugging Face model directory has this file"),
+    ]
+    for folder, match in cases:
+        with pytest.raises(ModelFolderError, match=match):
+            read_config(folder)
+    shutil.copytree(single, run / "hf")
+    with pytest.raises(ModelFolderError, match=f"give what it has left, {run}/hf"):
+        read_config(run)
+    assert read_config(run / "hf")

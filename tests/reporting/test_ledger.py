@@ -180,6 +180,20 @@ def test_what_was_not_saved_does_not_count(tmp_path):
     assert totals["trained_tokens"] == 5 and totals["generated_tokens"] == 17 and totals.keys() == set(COUNTED)
 
 
+def test_what_is_done_within_a_stage_counts_in_the_run(tmp_path):
+    """As iterative GRPO labels and trains its reward model between iterations, in directories of their own."""
+    part, whole = Ledger(tmp_path / "rl" / "iteration_1", config(), 1), Ledger(tmp_path, config(), 1)
+    part.begin("sft", DATA)
+    part.count("sft", generated_tokens=30)
+    part.finish("sft", 1)
+    whole.begin("rl", DATA)
+    whole.count("rl", generated_tokens=12)
+    whole.finish("rl", 1)
+    found = read_ledger(tmp_path)
+    assert found["parts"]["rl/iteration_1"]["generated_tokens"] == 30
+    assert found["totals"]["generated_tokens"] == 42 and found["stages"]["rl"]["counts"]["generated_tokens"] == 12
+
+
 def test_time_goes_on_where_it_was(tmp_path):
     ledger = Ledger(tmp_path, config(), 2)
     ledger.begin("rl", DATA, {"counts": {"seconds": 100.0, "device_seconds": 800.0}, "began": "then"}, step=3)

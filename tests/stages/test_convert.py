@@ -396,7 +396,7 @@ def test_a_converted_model_that_is_broken_or_another(tmp_path, model, capsys, wo
     code, message = trained(argv, capsys)
     told.append(("training: a broken byte", code, message.replace(str(tmp_path) + "/", "")))
     assert code == 3
-    assert_well_said(message, ("checkpoints/0", "other bytes than were written (SHA-256)"))
+    assert_well_said(message, ("checkpoints/0", "other bytes than were written (SHA-256)", "launch/convert.py from-hf"))
 
 
 def test_adapters_become_a_peft_directory(adapted, tmp_path, capsys):

@@ -45,6 +45,19 @@ def test_what_stages_say_of_themselves(base):
     assert {one["value"] for one in found["choices"] if one["name"] == "seed"} == {0}
 
 
+def test_evaluations_count_apart(evaluated):
+    """Before and after: greedy and two samples of each problem; the totals are of what was learnt from."""
+    found = ledger(evaluated[1])
+    counts, problems = found["stages"]["evaluation"]["counts"], found["stages"]["evaluation"]["data"]["rows"]
+    files = [json.loads((evaluated[1] / "evaluation" / f"{name}.json").read_text()) for name in ("before", "after")]
+    assert counts["prompts"] == 2 * 2 * problems and counts["completions"] == 2 * 3 * problems
+    sampled = sum(one["mean_length"] * 2 * problems for one in files)
+    assert sampled < counts["generated_tokens"] < 2 * 3 * 4 * problems + 1
+    assert found["totals"] == found["stages"]["rl"]["counts"]
+    chosen = {one["name"]: one["relation"] for one in found["stages"]["evaluation"]["choices"]}
+    assert chosen["evaluation.sampling.temperature"] == "stated" and chosen["evaluation.source.split"] == "beyond"
+
+
 def test_time_is_that_of_the_devices_held(base):
     counts = read_ledger(base[1])["stages"]["rl"]["counts"]
     assert 0 < counts["seconds"] == pytest.approx(counts["device_seconds"]), "on one device"

@@ -16,6 +16,7 @@ from small_runs import (
     EVALUATION,
     SUMS,
     assert_equal_leaves,
+    ledger,
     metrics,
     on_few_devices,
     rollouts,
@@ -85,6 +86,30 @@ def test_a_run_with_a_tool(tmp_path, workers, sandboxed):
     page = Path(write_report(tmp_path / "run")).read_text()
     assert f"{record['backend']}, {len(record['attacks'])} attacks and controls passed" in page
     assert '"tools/calls"' in page and "Programs" in page
+
+
+def test_the_programs_of_all_rounds_are_told_of(tmp_path, workers, monkeypatch):
+    """Every group is dead, so that each step samples a further batch, whose programs all fail."""
+    asked = []
+
+    def ask(program, earlier):
+        asked.append(program)
+        answer = Future()
+        answer.set_result(ToolResult("ok" if (len(asked) - 1) % 32 < 16 else "error", "3"))
+        return answer
+
+    monkeypatch.setattr(pauses, "draw", scripted)
+    monkeypatch.setattr(python, "build", lambda c: contextlib.nullcontext(SimpleNamespace(record={})))
+    monkeypatch.setattr(python, "asking", lambda built, c: ask)
+    file = settings(tmp_path / "run.yaml", dead_groups="refill", refill_rounds=1)
+    run(file, tmp_path / "run", workers)
+    lines = metrics(tmp_path / "run", "rl")
+    assert len(lines) == 2 and len(asked) == 2 * 32
+    for line in lines:
+        assert line["refill/rounds"] == 1 and line["tools/calls"] == 1 and line["tools/failed"] == 0.5
+    counts = ledger(tmp_path / "run")["stages"]["rl"]["counts"]
+    assert counts["completions"] == 2 * 32 and counts["tool_tokens"] == 2 * 32 * len(HEARD)
+    assert counts["generated_tokens"] == 2 * 32 * (len(SAID + ANSWER) + 1)
 
 
 def varied(logits, keys, t, distribution):

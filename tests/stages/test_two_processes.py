@@ -43,17 +43,18 @@ evaluation:
 """
 
 
-def start(directory, devices, *flags):
+def start(directory, devices, *flags, cwd=None):
     directory.mkdir(exist_ok=True)
     config = directory / "run.yaml"
     config.write_text(SETTINGS.format(directory=directory / "out"))
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     command = [sys.executable, ROOT / "launch" / "train.py", config, "--debug", *flags]
     return subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd
     )
 
 
@@ -116,3 +117,19 @@ def test_two_processes_share_a_tool(tmp_path):
         for name in ("tools/calls", "completions/mean_length"):
             assert b[name] == pytest.approx(a[name], rel=0.15)
         assert max(a["logprob_gap/max"], b["logprob_gap/max"]) < 1e-3
+
+
+@pytest.mark.slow
+def test_hosts_without_a_common_disk_are_refused(tmp_path):
+    """Each process has a disk of its own, as output_dir is told by the directory that it is started in."""
+    cluster = ("--coordinator", f"localhost:{free_port()}", "--num_processes", 2, "--process_id")
+    both = []
+    for number in range(2):
+        (tmp_path / f"host{number}").mkdir()
+        both.append(start(tmp_path / "run", 2, "--output_dir", "out", *cluster, number, cwd=tmp_path / f"host{number}"))
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [2, 2], "\n".join(outputs)
+    for output in outputs:
+        assert "host" in output and "process 1 of 2 does not see what process 0 writes there" in output
+        assert "one disk that all of them have mounted" in output
+    assert not any((tmp_path / f"host{number}" / "out").exists() for number in range(2))
