@@ -11,7 +11,8 @@ policy that all start from is one. Arms of one seed meet the same prompts and ar
 What the paper leaves open is chosen so that arms differ in one thing at a time. RFT and online RFT have a rule, as in
 its table 10. GRPO has the same process reward model with outcome supervision (`grpo_os`: the score of a solution is its
 worst step's, as in Math-Shepherd) and with process supervision (`grpo_ps`): these two differ in nothing else. As
-this sets GRPO's learned reward against the others' rule that is never wrong, `grpo_rule` is GRPO with that rule.
+this sets GRPO's learned reward against the others' rule that is never wrong, two more arms have rules: `grpo_os_rule`
+the same rule, `grpo_ps_rule` the truth about each step, which is what a reward model without a fault would say.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from grpo_jax.reproduce.schedule import ONE_CORE, ROOT, Job
 CONFIGS = ROOT / "configs" / "reproduce"
 FIGURES = ("figure5", "figure6", "figure7")
 STEM = "stem"
-RULE = {"kind": "exact", "after": ["\n", "="]}
+RULES = {"rule": {"kind": "exact", "after": ["\n", "="]}, "steps": {"kind": "step_match", "split": "tokens"}}
 ONLY_RL = {"sft": None, "label": None, "reward_model": None}
 
 
@@ -36,7 +37,7 @@ class Arm:
 
     title: str
     kind: str
-    reward: str  # rule, outcome or process
+    reward: str  # rule, steps (the rule of each), outcome or process (of the reward model)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of its algorithm
 
 
@@ -45,10 +46,13 @@ ARMS = {
     "online_rft": Arm(title="Online RFT", kind="online_rft", reward="rule", settings={"beta": 0.0}),
     "grpo_os": Arm(title="GRPO+OS", kind="grpo", reward="outcome"),
     "grpo_ps": Arm(title="GRPO+PS", kind="grpo", reward="process"),
-    "grpo_rule": Arm(title="GRPO+OS, rule", kind="grpo", reward="rule"),
+    "grpo_os_rule": Arm(title="GRPO+OS, rule", kind="grpo", reward="rule"),
+    "grpo_ps_rule": Arm(title="GRPO+PS, rule", kind="grpo", reward="steps"),
 }
 ORDER = ("rft", "online_rft", "grpo_os", "grpo_ps")
 """The paper's order in figure 5, the worst first."""
+BESIDE = (("online_rft", "grpo_os_rule"), ("grpo_os_rule", "grpo_ps_rule"), ("grpo_os", "grpo_os_rule"))
+"""What tells the method from its reward: GRPO with rewards that are never wrong. No part of the paper's order."""
 BEST = "grpo_ps"
 """The arm whose policies figure 7 compares with the SFT policy: the paper's best."""
 
@@ -151,9 +155,9 @@ def arm_job(name: str, scale: Scale, seed: int, out: Path) -> Job:
 
 
 def reward(kind: str, out: Path) -> dict[str, Any]:
-    """The reward of an arm: the rule, or the stem's reward model with outcome or process supervision."""
-    if kind == "rule":
-        return dict(RULE)
+    """The reward of an arm: a rule, or the stem's reward model with outcome or process supervision."""
+    if kind in RULES:
+        return dict(RULES[kind])
     return {"kind": "learned", "path": str(out / STEM), "whole": "min", "supervision": kind}
 
 

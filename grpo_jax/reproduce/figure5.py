@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grpo_jax.reproduce.drawing import Line, Panel
-from grpo_jax.reproduce.experiments import ARMS, ORDER, STEM, Scale, arm_job
+from grpo_jax.reproduce.experiments import ARMS, BESIDE, ORDER, RULES, STEM, Scale, arm_job
 from grpo_jax.reproduce.records import (
     Curve,
     Samples,
@@ -25,7 +25,6 @@ from grpo_jax.reproduce.results import Findings, Table, percent, points
 from grpo_jax.reproduce.statistics import Link, nested_bootstrap, ordering, t_interval, together
 
 WATCHED = ("reward", "kl", "frac_reward_zero_std", "entropy", "completions/clipped_ratio")
-BESIDE = ("grpo_os", "grpo_rule")  # told, and no part of the paper's order
 STEPS, TOKENS = "steps", "thousands of generated tokens"
 FALL = 0.02  # below its best by more than this, while the score rose: a policy exploits its reward model
 
@@ -47,16 +46,16 @@ def findings(scale: Scale, out: Path) -> Findings:
         check_same_problems([(f"figure5/{name}/seed{seed}", runs[name][number].after) for name in ARMS])
     finals = {name: [share_right(run.after) for run in of] for name, of in runs.items()}
     links = ordering(ORDER, [finals[name] for name in ORDER])
-    (beside,) = ordering(BESIDE, [finals[name] for name in BESIDE])
+    beside = [link for pair in BESIDE for link in ordering(pair, [finals[name] for name in pair])]
     measure = f"mean@{runs[ORDER[0]][0].after.right.shape[1]}"
     return Findings(
         name="figure5",
         title=f"Figure 5 in small ({scale.name}): methods from one SFT policy, at equal budgets",
         verdicts=verdicts(links, beside, runs, measure),
         remarks=[*budget(runs, scale), *reward_model(out), *causes(runs, measure)],
-        tables=[arms_table(runs, finals, measure), links_table([*links, beside])],
+        tables=[arms_table(runs, finals, measure), links_table([*links, *beside])],
         panels=[panel(runs, measure, STEPS), panel(runs, measure, TOKENS), panel(runs, "greedy", STEPS)],
-        numbers=numbers(runs, finals, [*links, beside], measure) | {"reward_model": reward_model_of(out / STEM)},
+        numbers=numbers(runs, finals, [*links, *beside], measure) | {"reward_model": reward_model_of(out / STEM)},
     )
 
 
@@ -67,13 +66,15 @@ def read(out: Path, name: str, scale: Scale, seed: int) -> Run:
     return Run(curve_of(run), samples_of(run, "before"), samples_of(run, "after"), metrics, spent(run))
 
 
-def verdicts(links: Sequence[Link], beside: Link, runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
+def verdicts(
+    links: Sequence[Link], beside: Sequence[Link], runs: Mapping[str, Sequence[Run]], measure: str
+) -> list[str]:
     """Which of the paper's orderings held, in words."""
     whole = together([link.verdict for link in links])
     names = " < ".join(ARMS[name].title for name in ORDER)
     said = [f"{names}, at the end of training, by {measure} on held-out problems: {whole}."]
     said += [f"{sentence(link)}" for link in links]
-    said += [f"{sentence(beside)} (GRPO with the learned reward against GRPO with the rule that is never wrong.)"]
+    said.append("With rewards that are never wrong: " + " ".join(sentence(link) for link in beside))
     greedy = {name: t_interval([run.curve.values["greedy"][-1] for run in runs[name]]).mean for name in ORDER}
     order = sorted(ORDER, key=greedy.__getitem__)
     said.append(
@@ -130,7 +131,7 @@ def causes(runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
         curve = np.mean([run.curve.values[measure] for run in of], axis=0)
         best, at = float(curve.max()), of[0].curve.steps[int(curve.argmax())]
         rose = np.mean([run.metrics["last/reward"] - run.metrics["first/reward"] for run in of])
-        if ARMS[name].reward != "rule" and best - curve[-1] > FALL and rose > 0:
+        if ARMS[name].reward not in RULES and best - curve[-1] > FALL and rose > 0:
             said.append(
                 f"{ARMS[name].title} fell from {100 * best:.1f} % at step {at} to {100 * curve[-1]:.1f} % while the "
                 f"reward model's score of its completions rose by {rose:.3f}: it has learnt the model's mistakes."

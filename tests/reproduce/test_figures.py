@@ -88,7 +88,8 @@ AS_IN_THE_PAPER = {
     "online_rft": (0.5, 0.5, 0.5),
     "grpo_os": (0.625, 0.75, 0.625),
     "grpo_ps": (0.875, 0.875, 1.0),
-    "grpo_rule": (0.75, 0.75, 0.75),
+    "grpo_os_rule": (0.75, 0.75, 0.75),
+    "grpo_ps_rule": (0.75, 0.75, 0.75),
 }
 
 
@@ -119,7 +120,16 @@ def test_figure5_says_what_did_not_hold_and_what_cannot_be_told(tmp_path):
 def test_figure5_names_an_exploited_reward_model(tmp_path):
     """Two arms get worse while their rewards rise; a rule is never wrong."""
     ends = AS_IN_THE_PAPER
-    put_figure5(tmp_path, ends, grpo_ps=[1.0], rft=[0.75], online_rft=[0.5], grpo_os=[0.625], grpo_rule=[0.75])
+    put_figure5(
+        tmp_path,
+        ends,
+        grpo_ps=[1.0],
+        rft=[0.75],
+        online_rft=[0.5],
+        grpo_os=[0.625],
+        grpo_os_rule=[1.0],
+        grpo_ps_rule=[0.75],
+    )
     said = [line for line in figure5.findings(SCALE, tmp_path).remarks if "has learnt the model's mistakes" in line]
     assert len(said) == 1 and said[0].startswith("GRPO+PS fell from 100.0 % at step 10 to 91.7 %")
 
