@@ -27,8 +27,6 @@ from grpo_jax.config import Config, ContinueConfig, LabelConfig, RewardModelConf
 from grpo_jax.configure import kind_class
 from grpo_jax.data.labelled import Writing
 from grpo_jax.data.order import OrderError, distinct_indices
-from grpo_jax.reporting.files import is_primary
-from grpo_jax.reporting.ledger import read_ledger
 from grpo_jax.reporting.metrics import read_metrics
 from grpo_jax.rewards.reward import Learned, Reward, RewardError
 from grpo_jax.stages import label, reward_model
@@ -41,7 +39,6 @@ from grpo_jax.types import Problem, TrainState
 KEY = "rl.continue_reward_model"
 # Added to the run's seed: which problems are solved anew is drawn apart from the order of the steps.
 FRESH = 2_000_039
-SAMPLED = ("prompts", "completions", "generated_tokens", "labels")  # of an iteration, that count for reinforcement too
 
 
 class Continuation(NamedTuple):
@@ -237,8 +234,6 @@ def continue_reward_model(
         prepared = prepared_model(this, iteration, old_labels(run, iteration))
         reward_model.train(this, lambda: state.params, prepared, c.model)
     tell("training", settings_.max_steps)
-    taken = read_ledger(this.directory)["stages"]["label"]["counts"] if is_primary() else {}
-    run.ledger.count("rl", **{name: taken[name] for name in SAMPLED if taken})
     rewards = with_models(run, stage.rewards, folder_of(run, iteration))
     return stage._replace(rewards=rewards, continued=iteration), measures(this)
 

@@ -142,19 +142,19 @@ def test_each_iteration_learns_from_its_own_policy(iterated):
     assert all(line["reward_model/loss_before"] != line["reward_model/loss_after"] for line in told)
 
 
-def test_the_ledger_counts_what_the_iterations_sampled(iterated):
-    """Beside what the steps took; what the reward model learns from it is in the iteration's own ledger."""
+def test_the_ledger_has_what_the_iterations_took(iterated):
+    """In a ledger of their own, whose totals are parts of the run's beside what the steps took."""
     _, directory, _ = iterated
-    steps = metrics(directory, "rl")
-    (rl, *parts) = (
-        read_ledger(folder)["stages"][stage]["counts"]
-        for folder, stage in [(directory, "rl"), *((directory / "rl" / f"iteration_{i}", "label") for i in (1, 2))]
-    )
-    own = sum(line["num_generated_tokens"] for line in steps if "num_generated_tokens" in line)
-    assert all(part["generated_tokens"] > 0 and part["prompts"] == 12 for part in parts)
-    assert rl["generated_tokens"] == own + sum(part["generated_tokens"] for part in parts)
-    assert rl["labels"] == sum(part["labels"] for part in parts)
-    assert rl["optimizer_steps"] == 3 * 2 * 2
+    found = read_ledger(directory)
+    parts = {f"rl/iteration_{i}": read_ledger(directory / "rl" / f"iteration_{i}") for i in (1, 2)}
+    assert found["parts"] == {name: part["totals"] for name, part in parts.items()}
+    assert all(part["stages"]["label"]["counts"]["prompts"] == 12 for part in parts.values())
+    assert all(part["stages"]["reward_model"]["counts"]["optimizer_steps"] == 3 for part in parts.values())
+    steps = [line["num_generated_tokens"] for line in metrics(directory, "rl") if "num_generated_tokens" in line]
+    sampled = [part["totals"]["generated_tokens"] for part in parts.values()]
+    assert found["stages"]["rl"]["counts"]["generated_tokens"] == sum(steps) and min(sampled) > 0
+    own = [found["stages"][stage]["counts"]["generated_tokens"] for stage in ("sft", "rl")]
+    assert found["totals"]["generated_tokens"] == sum(own) + sum(sampled)
 
 
 def test_each_iteration_is_scored_by_its_own_reward_model_with_one_program(iterated):
