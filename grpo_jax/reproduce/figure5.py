@@ -139,8 +139,8 @@ def causes(runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
         if ARMS[name].reward not in RULES and best - curve[-1] > FALL and rose > 0:
             said.append(
                 f"{ARMS[name].title} fell from {100 * best:.1f} % at step {at} to {100 * curve[-1]:.1f} % while the "
-                f"reward model's score of its completions rose by {rose:.3f}: it has learnt the model's mistakes. Of its "
-                f"wrong solutions {now} begin with a mistake that no student makes, of the SFT policy's {then}: the "
+                f"reward model's score of its completions rose by {rose:.3f}: it has learnt the model's mistakes. Of "
+                f"its wrong solutions {now} begin with a mistake that no student makes, of the SFT policy's {then}: the "
                 "reward model had hardly met these."
             )
     dead = {name: np.mean([run.metrics["last/frac_reward_zero_std"] for run in of]) for name, of in runs.items()}
