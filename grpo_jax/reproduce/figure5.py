@@ -140,8 +140,8 @@ def causes(runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
             said.append(
                 f"{ARMS[name].title} fell from {100 * best:.1f} % at step {at} to {100 * curve[-1]:.1f} % while the "
                 f"reward model's score of its completions rose by {rose:.3f}: it has learnt the model's mistakes. Of "
-                f"its wrong solutions {now} begin with a mistake that no student makes, of the SFT policy's {then}: the "
-                "reward model had hardly met these."
+                f"its wrong solutions {now} begin with a mistake that no student makes, of the SFT policy's {then}: "
+                "the reward model had hardly met these."
             )
     dead = {name: np.mean([run.metrics["last/frac_reward_zero_std"] for run in of]) for name, of in runs.items()}
     shares = ", ".join(f"{ARMS[name].title} {share:.0%}" for name, share in dead.items())
