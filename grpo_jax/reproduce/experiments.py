@@ -95,14 +95,14 @@ SCALES = {
         iteration_steps=60,
         line_12={
             "reward": {"kind": "accuracy"},
-            "num_problems": 512,
+            "num_problems": 3000,  # of 512, about 1,000 different solutions, it learns little that holds for others
             "num_solutions": 4,
             "num_completions": 8,
             "batch_prompts": 128,
-            "max_steps": 100,
+            "max_steps": 200,
             "batch_size": 64,
             "max_length": 96,
-            "optimizer": {"learning_rate": 5e-4, "lr_scheduler_type": "cosine", "warmup_steps": 10},
+            "optimizer": {"learning_rate": 1.5e-3, "lr_scheduler_type": "cosine", "warmup_steps": 10},
         },
     ),
     "small": Scale(
@@ -112,7 +112,7 @@ SCALES = {
         iteration_steps=40,
         line_12={
             "reward": {"kind": "accuracy"},
-            "num_problems": 1024,
+            "num_problems": 2000,
             "num_solutions": 4,
             "num_completions": 8,
             "batch_prompts": 256,

@@ -16,6 +16,7 @@ from grpo_jax.reproduce.records import (
     check_same_problems,
     curve_of,
     last_of,
+    mistakes_of,
     reward_model_of,
     samples_of,
     share_right,
@@ -37,6 +38,7 @@ class Run(NamedTuple):
     after: Samples
     metrics: dict[str, float]  # first/reward, last/reward, ...
     spent: dict[str, float]  # completions, generated_tokens, optimizer_steps, ... of the rl stage
+    unknown: tuple[float, float]  # before and after: share of the wrong solutions with a mistake that no student makes
 
 
 def findings(scale: Scale, out: Path) -> Findings:
@@ -62,8 +64,10 @@ def findings(scale: Scale, out: Path) -> Findings:
 def read(out: Path, name: str, scale: Scale, seed: int) -> Run:
     """The records of one arm from one seed."""
     run = out / arm_job(name, scale, seed, out).name
-    metrics = last_of(run, WATCHED)
-    return Run(curve_of(run), samples_of(run, "before"), samples_of(run, "after"), metrics, spent(run))
+    before, after = (samples_of(run, when) for when in ("before", "after"))
+    found = [mistakes_of(run, when) for when in ("before", "after")]
+    unknown = tuple(one.others if one else 0.0 for one in found)
+    return Run(curve_of(run), before, after, last_of(run, WATCHED), spent(run), unknown)
 
 
 def verdicts(
@@ -131,10 +135,13 @@ def causes(runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
         curve = np.mean([run.curve.values[measure] for run in of], axis=0)
         best, at = float(curve.max()), of[0].curve.steps[int(curve.argmax())]
         rose = np.mean([run.metrics["last/reward"] - run.metrics["first/reward"] for run in of])
+        then, now = (f"{share:.0%}" for share in np.mean([run.unknown for run in of], axis=0))
         if ARMS[name].reward not in RULES and best - curve[-1] > FALL and rose > 0:
             said.append(
                 f"{ARMS[name].title} fell from {100 * best:.1f} % at step {at} to {100 * curve[-1]:.1f} % while the "
-                f"reward model's score of its completions rose by {rose:.3f}: it has learnt the model's mistakes."
+                f"reward model's score of its completions rose by {rose:.3f}: it has learnt the model's mistakes. Of "
+                f"its wrong solutions {now} begin with a mistake that no student makes, of the SFT policy's {then}: "
+                "the reward model had hardly met these."
             )
     dead = {name: np.mean([run.metrics["last/frac_reward_zero_std"] for run in of]) for name, of in runs.items()}
     shares = ", ".join(f"{ARMS[name].title} {share:.0%}" for name, share in dead.items())
@@ -155,13 +162,19 @@ def arms_table(runs: Mapping[str, Sequence[Run]], finals: Mapping[str, Any], mea
                 percent(t_interval([run.curve.values["greedy"][-1] for run in of])),
                 f"{np.mean([run.metrics['last/reward'] for run in of]):.3f}",
                 f"{np.mean([run.metrics.get('last/kl', np.nan) for run in of]):.3f}".replace("nan", "-"),
+                f"{np.mean([run.unknown[1] for run in of]):.0%}",
                 f"{np.mean([run.spent['generated_tokens'] for run in of]):,.0f}",
             ]
         )
     headers = (
-        "arm|before|" + f"{measure}, t over seeds|{measure}, bootstrap|greedy, t over seeds|reward at the end|KL|tokens"
+        "arm|before|"
+        + f"{measure}, t over seeds|{measure}, bootstrap|greedy, t over seeds|reward at the end|KL|new mistakes|tokens"
     )
-    return Table("Held-out accuracy at the end of training, mean over seeds.", headers.split("|"), rows)
+    caption = (
+        "Held-out accuracy at the end of training, mean over seeds. New mistakes: share of the wrong solutions whose "
+        "first mistake is not a carry or borrow forgotten, which is what the students and so the SFT policy do."
+    )
+    return Table(caption, headers.split("|"), rows)
 
 
 def links_table(links: Sequence[Link]) -> Table:

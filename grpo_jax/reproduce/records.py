@@ -16,6 +16,7 @@ from grpo_jax.evaluation.estimators import majority_at_k, mean_at_n, pass_at_k
 from grpo_jax.evaluation.voting import classes
 from grpo_jax.reporting.ledger import read_ledger
 from grpo_jax.reporting.metrics import read_metrics
+from grpo_jax.reproduce.mistakes import Mistakes, mistakes
 
 HELD_OUT, TOKENS = "eval/", "total/generated_tokens"
 
@@ -68,6 +69,13 @@ def samples_of(run: Path, name: str) -> Samples:
     answers = [[sample["answer"] for sample in row["samples"]] for row in rows]
     votes = [classes(given, good) for given, good in zip(answers, right, strict=True)]
     return Samples(tuple(row["id"] for row in rows), right, votes)
+
+
+def mistakes_of(run: Path, name: str) -> Mistakes | None:
+    """The kinds of mistakes in the samples of one evaluation of a run; None where nothing is wrong."""
+    lines = (run / "evaluation" / f"{name}.samples.jsonl").read_text("utf-8").splitlines()
+    rows = map(json.loads, lines)
+    return mistakes((row["question"], sample["text"]) for row in rows for sample in row["samples"])
 
 
 def share_right(samples: Samples) -> np.ndarray:

@@ -19,13 +19,15 @@ def put(path, text):
     path.write_text(text)
 
 
-def put_samples(run, name, shares, n=8, *, ids=None, wrong="0"):
+def put_samples(run, name, shares, n=8, *, ids=None, wrong="45"):
     """Samples of which so large a share is right on each problem; a wrong answer is `wrong`."""
     rows = []
     for i, share in enumerate(shares):
         right = [g < round(share * n) for g in range(n)]
-        samples = [{"right": ok, "answer": "1" if ok else wrong} for ok in right]
-        rows.append({"id": f"{ids or 'test'}-{i}", "samples": samples})
+        samples = [
+            {"right": ok, "answer": answer, "text": answer} for ok in right for answer in ["55" if ok else wrong]
+        ]
+        rows.append({"id": f"{ids or 'test'}-{i}", "question": "47+8=", "samples": samples})
     put(run / "evaluation" / f"{name}.samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -132,6 +134,7 @@ def test_figure5_names_an_exploited_reward_model(tmp_path):
     )
     said = [line for line in figure5.findings(SCALE, tmp_path).remarks if "has learnt the model's mistakes" in line]
     assert len(said) == 1 and said[0].startswith("GRPO+PS fell from 100.0 % at step 10 to 91.7 %")
+    assert "0% begin with a mistake that no student makes" in said[0]
 
 
 def test_figure5_compares_the_same_problems_only(tmp_path):
@@ -229,4 +232,4 @@ def test_votes_of_wrong_answers_count_together(tmp_path):
     put_samples(tmp_path, "policy", [0.25, 0.75], 4)
     samples = samples_of(tmp_path, "policy")
     assert samples.right.sum(1).tolist() == [1, 3]
-    assert len(set(samples.votes[0])) == 2 and samples.votes[0].count("0") in (0, 3)
+    assert len(set(samples.votes[0])) == 2 and samples.votes[0].count(samples.votes[0][-1]) == 3
