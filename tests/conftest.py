@@ -24,12 +24,10 @@ import pytest
 
 hypothesis.settings.register_profile("patient", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("patient")
-gc.set_threshold(
-    100_000, 50, 100
-)  # tracing makes many objects that stay: to look through them took a tenth of the time
+# Tracing makes many objects that stay: to look through them took a tenth of the time.
+gc.set_threshold(100_000, 50, 100)
 
 ROOT = Path(__file__).resolve().parent.parent
-
 
 MOST_PROCESSES = 4  # each takes up to 4 GB
 LONG = ("stages", "training", "models")  # folders of the longest files
