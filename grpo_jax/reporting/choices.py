@@ -63,7 +63,11 @@ def settings(value: Any, name: str, key: str) -> Iterator[Setting]:
 
 def place_of(value: Any, key: str) -> str:
     """The place of a section in the tables: of a kind its file, whatever field it is in."""
-    return type(value).__module__.removeprefix(PACKAGE) if hasattr(value, "kind") else key
+    if not hasattr(value, "kind"):
+        return key
+    # The class of the file, below that which has got a `kind`; what module the latter says differs by Python's version.
+    own = next(cls for cls in type(value).__mro__ if "kind" not in getattr(cls, "__dataclass_fields__", {}))
+    return own.__module__.removeprefix(PACKAGE)
 
 
 def choice_of(config: Config, setting: Setting) -> Choice:

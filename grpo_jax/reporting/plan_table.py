@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 NARROWEST = 132  # columns, where the output is no terminal
-BYTES = ("parameters", "optimizer", "reference", "cache", "batch", "temporaries")
-TITLES = {"cache": "KV cache"}
+BYTES = ("parameters", "optimizer", "reference", "reward_models", "cache", "batch", "temporaries")
+TITLES = {"cache": "KV cache", "reward_models": "reward models"}
 
 
 def wide_console(**options: Any) -> Console:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.config import Config, EvaluationConfig, RLConfig, SFTConfig
+from grpo_jax.config import Config, EvaluationConfig, LabelConfig, RewardModelConfig, RLConfig, SFTConfig
 from grpo_jax.configure import find
 
 
@@ -16,11 +16,12 @@ def arithmetic(
 ) -> list[dict[str, Any]]:
     """The batch of each stage, its rows a device of `shards` batch shards, tokens, steps and epochs (None: unknown)."""
     rows = []
-    for stage in ("sft", "rl", "evaluation"):
+    for stage in _STEP:
         section = getattr(c, stage)
         if section is None or (only and stage not in only):
             continue
-        problems = count_problems(section.source, c.seed) if section.source else None
+        source = getattr(section, "source", None)
+        problems = count_problems(source, c.seed) if source else None
         rows.append({"stage": stage, "problems": problems} | _STEP[stage](c, section, shards, problems))
     return rows
 
@@ -34,6 +35,31 @@ def _sft_step(c: Config, s: SFTConfig, shards: int, problems: int | None) -> dic
         "tokens_a_step": s.batch_size * s.max_length,
         "steps": s.max_steps,
         "epochs": None,  # packing decides how many examples a row holds
+    }
+
+
+def _label_step(c: Config, s: LabelConfig, shards: int, problems: int | None) -> dict[str, Any]:
+    """The solutions; how many beginnings they have, whose completions follow, is known when they are written."""
+    rows = s.batch_prompts * s.num_solutions
+    return {
+        "step": f"{s.batch_prompts} prompts x {s.num_solutions} solutions",
+        "rows": rows,
+        "rows_a_device": rows // shards,
+        "decode_rows": min(s.decode_rows or rows, rows),
+        "tokens_a_step": rows * s.sampling.max_completion_length + s.batch_prompts * c.prompt.max_prompt_length,
+        "steps": -(-problems // s.batch_prompts) if problems else None,
+    }
+
+
+def _reward_model_step(c: Config, s: RewardModelConfig, shards: int, problems: int | None) -> dict[str, Any]:
+    return {
+        "step": f"{s.batch_size} rows x {s.max_length}",
+        "rows": s.batch_size,
+        "rows_a_device": s.batch_size // shards,
+        "microbatches": s.microbatches,
+        "tokens_a_step": s.batch_size * s.max_length,
+        "steps": s.max_steps,
+        "epochs": None,
     }
 
 
@@ -65,7 +91,13 @@ def _evaluation_step(c: Config, s: EvaluationConfig, shards: int, problems: int 
     }
 
 
-_STEP = {"sft": _sft_step, "rl": _rl_step, "evaluation": _evaluation_step}
+_STEP = {
+    "sft": _sft_step,
+    "label": _label_step,
+    "reward_model": _reward_model_step,
+    "rl": _rl_step,
+    "evaluation": _evaluation_step,
+}
 
 
 def problems_here(source: Any, seed: int) -> int | None:

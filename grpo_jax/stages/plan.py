@@ -120,6 +120,10 @@ def check_batches(plant: Plant) -> None:
     sizes = {
         "sft.batch_size": c.sft and c.sft.batch_size,
         "each of sft.microbatches": c.sft and c.sft.batch_size // (c.sft.microbatches or 1),
+        "label.batch_prompts": c.label and c.label.batch_prompts,
+        "reward_model.batch_size": c.reward_model and c.reward_model.batch_size,
+        "each of reward_model.microbatches": c.reward_model
+        and c.reward_model.batch_size // c.reward_model.microbatches,
         "rl.prompts_per_step": c.rl and c.rl.prompts_per_step,
         "each of rl.sample_parts": c.rl and c.rl.prompts_per_step // c.rl.sample_parts,
         "evaluation.batch_prompts": c.evaluation and c.evaluation.batch_prompts,

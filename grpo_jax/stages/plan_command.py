@@ -130,12 +130,13 @@ def as_content(plan: Plan, request: Request) -> dict[str, Any]:
 def as_row(plan: Plan, measured: Measured) -> dict[str, Any]:
     """A phase as plain values; `batch` is all that is neither of the others, `temporaries` are without the cache."""
     held, takes = measured.phase.held, measured.footprint
-    known = held.parameters + held.optimizer + held.reference
+    known = held.parameters + held.optimizer + held.reference + held.reward_models
     return {
         "name": measured.phase.name,
         "parameters": held.parameters,
         "optimizer": held.optimizer,
         "reference": held.reference,
+        "reward_models": held.reward_models,
         "cache": measured.cache,
         "batch": max(takes.peak - takes.temporaries - known, 0),
         "temporaries": takes.temporaries - measured.cache,

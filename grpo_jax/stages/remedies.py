@@ -70,8 +70,13 @@ def _decode_weights(c: Config, shards: int) -> Iterator[str]:
     yield from {"gathered": ("joined", "stored"), "stored": ()}.get(c.model.decode_weights, ("stored",))
 
 
-def _batch_prompts(c: Config, shards: int) -> Iterator[int]:
-    now = c.evaluation.batch_prompts
+def _reward_model_microbatches(c: Config, shards: int) -> Iterator[int]:
+    B = c.reward_model.batch_size
+    yield from (M for M in range(c.reward_model.microbatches + 1, B + 1) if B % M == 0 and B // M % shards == 0)
+
+
+def _batch_prompts(stage: str, c: Config, shards: int) -> Iterator[int]:
+    now = getattr(c, stage).batch_prompts
     yield from (p for p in range(now - 1, 0, -1) if now % p == 0 and p % shards == 0)
 
 
@@ -81,6 +86,7 @@ SCORING = (
     Knob("rl.microbatches", _rl_microbatches),
     Knob("rl.head_chunk", lambda c, shards: _halves(c.rl.head_chunk)),
 )
+LABELLED, EVALUATED = (Knob(f"{s}.batch_prompts", partial(_batch_prompts, s)) for s in ("label", "evaluation"))
 KNOBS = {
     "sft: update": (
         Knob("sft.microbatches", _sft_microbatches),
@@ -92,10 +98,11 @@ KNOBS = {
     "rl: reference log-probabilities": SCORING,
     "rl: update": (SCORING[0], REMAT, SCORING[1]),
     "rl: fused steps": (SCORING[0], REMAT, SCORING[1], WEIGHTS, Knob("rl.decode_rows", _decode_rows)),
-    "evaluation: sampling": (
-        WEIGHTS,
-        Knob("evaluation.batch_prompts", _batch_prompts),
-    ),
+    "label: solutions": (WEIGHTS, LABELLED),
+    "label: completions of the longest": (WEIGHTS, LABELLED),
+    "reward_model: update": (Knob("reward_model.microbatches", _reward_model_microbatches), REMAT),
+    "evaluation: sampling": (WEIGHTS, EVALUATED),
+    "evaluation: scores of a reward model": (EVALUATED,),
 }
 
 

@@ -29,13 +29,12 @@ def step_shapes(plant: Plant, optimizer: Any, freeze: Callable[[Any], Any], algo
     """The arrays of a step for these settings; `freeze` makes the reference."""
     c = plant.config.rl
     P, G, Tc = c.prompts_per_step, c.num_generations, c.sampling.max_completion_length
-    tokens, numbers = plant.sequences(P * G, Tc), plant.array((P * G, Tc), jnp.float32)
-    mask = plant.array((P * G, Tc), jnp.bool_)
-    rollout = Rollout(plant.prompts(P), tokens, mask, numbers, plant.array((P * G,), jnp.bool_))
+    rollout = rollout_shape(plant, P, G, Tc)
+    numbers = rollout.logprobs
     experience = Experience(
         prompts=rollout.prompts,
-        completions=tokens,
-        completion_mask=mask,
+        completions=rollout.completions,
+        completion_mask=rollout.completion_mask,
         weights=numbers,
         advantages=numbers,
         behaviour_logprobs=numbers,
@@ -46,3 +45,11 @@ def step_shapes(plant: Plant, optimizer: Any, freeze: Callable[[Any], Any], algo
     )
     state = rl_state(plant.model, c, algorithm, optimizer, plant.trained)
     return StepShapes(state, abstract_copy(freeze, plant.trained), rollout, experience)
+
+
+def rollout_shape(plant: Plant, prompts: int, num_generations: int, length: int) -> Rollout:
+    """The arrays of a rollout."""
+    rows = prompts * num_generations
+    tokens, numbers = plant.sequences(rows, length), plant.array((rows, length), jnp.float32)
+    mask = plant.array((rows, length), jnp.bool_)
+    return Rollout(plant.prompts(prompts), tokens, mask, numbers, plant.array((rows,), jnp.bool_))

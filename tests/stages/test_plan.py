@@ -12,14 +12,15 @@ from unittest import mock
 
 import jax
 import pytest
-from small_runs import EVALUATION, quick_compilation, run, write_settings
+from small_runs import EVALUATION, SUMS, quick_compilation, run, write_settings
 
 from grpo_jax.config import MeshConfig
 from grpo_jax.configure import load
 from grpo_jax.configure.flags import device_memory
 from grpo_jax.models.folder import ModelFolderError
 from grpo_jax.reporting.plan_table import show_plan, wide_console
-from grpo_jax.stages import plan_command, rl, sft, tooling
+from grpo_jax.rewards.reward import RewardError
+from grpo_jax.stages import label, learned, plan_command, reward_model, rl, sft, tooling
 from grpo_jax.stages.arithmetic import arithmetic, problems_here
 from grpo_jax.stages.plan import USABLE, Study, open_plan, open_shape
 from grpo_jax.stages.plan_command import PlanError, Request, as_content
@@ -155,7 +156,7 @@ def test_the_bytes_held_are_those_of_the_arrays(planned, ran):
     assert ran.arguments["rl: reference log-probabilities"] == state.reference
     assert ran.arguments["rl: update"] == pytest.approx(state.parameters + state.optimizer, abs=32), "counters, key"
     assert ran.arguments["evaluation: sampling"] == held["evaluation: sampling"].parameters
-    assert held["loading"] == (state.parameters, state.optimizer, 0, 0)
+    assert held["loading"] == (state.parameters, state.optimizer, 0, 0, 0)
 
 
 def test_a_change_that_fits_is_found_and_compiled(study, planned):
@@ -191,7 +192,7 @@ def test_refusal_says_what_does_not_fit_and_what_would(config, capfd, monkeypatc
     assert not printed["fits"] and refused.value.exit_code == 2
     for plan in (printed, printed["remedy"]) if printed["remedy"] else (printed,):
         for phase in plan["phases"]:
-            parts = ("parameters", "optimizer", "reference", "cache", "batch", "temporaries")
+            parts = ("parameters", "optimizer", "reference", "reward_models", "cache", "batch", "temporaries")
             assert sum(phase[part] for part in parts) == phase["peak"]
             assert phase["fits"] == (phase["peak"] <= USABLE * plan["target"]["memory"])
 
@@ -212,6 +213,114 @@ def test_batches(config):
     assert rows["rl"]["tokens_a_step"] == 16 * 4 + 4 * 5
     assert rows["rl"]["epochs"] == pytest.approx(4 / rows["rl"]["problems"])
     assert [row["stage"] for row in arithmetic(config, 4, ("rl",), lambda source, seed: None)] == ["rl"]
+
+
+# --- reward models ---
+
+ASKED = {"kind": "learned", "whole": "min"}
+SCORED = {
+    "sft": None,
+    "label": {
+        "source": {**SUMS, "size": 8},
+        "reward": {"kind": "accuracy"},
+        "num_solutions": 2,
+        "num_completions": 2,
+        "batch_prompts": 8,
+        "sampling": {"max_completion_length": 4},
+    },
+    "reward_model": {"max_steps": 1, "batch_size": 8, "max_length": 16, "held_out": 0.0, "supervision": "process"},
+    "rl": {"rewards": [ASKED], "num_generations": 4, "max_steps": 1, **PLAIN},
+    "evaluation": {**EVALUATION, "scorer": {"kind": "learned"}, "source": {**SUMS, "split": "test", "size": 8}},
+}
+
+
+class Scored(Recorder):
+    """Keeps the programs about reward models."""
+
+    def label(self, model, sampling):
+        self.opened.append(sampling.num_generations)
+        program = original["evaluation"](model, sampling)
+        return self.watch("label: solutions", program) if len(self.opened) == 1 else program
+
+    def update(self, *arguments):
+        return self.watch("reward_model: update", original_update(*arguments))
+
+    def scoring(self, *arguments):
+        name = "rl: scores of a reward model" if self.asked else "evaluation: scores of a reward model"
+        self.asked.append(name)
+        return self.watch(name, original_scoring(*arguments))
+
+    def __init__(self):
+        super().__init__()
+        self.opened, self.asked = [], []
+
+
+original_update, original_scoring = reward_model.update_program, learned.scoring_program
+
+
+def test_phases_about_reward_models(tmp_path):
+    """In the order of the pipeline, with what lies beside each: nothing is compiled."""
+    file = write_settings(tmp_path / "run.yaml", **SCORED)
+    config = load([str(file), "--print_config"]).config
+    plant = open_plan(config, open_shape(config, print), target(count=1))
+    found = {phase.name: phase for phase in Study((), quiet).phases(plant)}
+    scores = "scores of a reward model"
+    label = ["label: solutions", "label: completions of the longest", "reward_model: update"]
+    rl = ["rl: sampling", f"rl: {scores}", "rl: reference log-probabilities", "rl: update"]
+    assert list(found) == ["loading", *label, *rl, "evaluation: sampling", f"evaluation: {scores}"]
+    policy, model = found["loading"].held.parameters, found[f"rl: {scores}"].held.reward_models
+    assert model > policy, "the trunk and a score head"
+    assert {found[name].held.reward_models for name in [*rl, f"evaluation: {scores}"]} == {model}
+    for name in [*rl, f"evaluation: {scores}"]:
+        taken = sum(found[name].held) - found[name].beside
+        assert taken == model if scores in name else found[name].beside >= model, name
+    assert found[label[2]].beside == policy and found[label[2]].held.optimizer > 2 * model
+    assert found[label[1]].work.prompt_length == 5 + 4 > found[label[0]].work.prompt_length == 5
+    only = [phase.name for phase in Study(("rl",), quiet).phases(plant)]
+    assert only == ["loading", *rl], "rl asks the model that section reward_model describes"
+
+
+@pytest.mark.slow
+def test_the_programs_about_reward_models(tmp_path, workers):
+    """Label, training, and scores in rl and in evaluation: the bytes of the programs that a run compiles."""
+    file, recorder = write_settings(tmp_path / "run.yaml", **SCORED), Scored()
+    scorer = ["--evaluation.scorer.path", str(tmp_path / "run"), *MESH]
+    config = load([str(file), *scorer, "--print_config"]).config
+    with (
+        mock.patch.object(label, "sampling_program", recorder.label),
+        mock.patch.object(reward_model, "update_program", recorder.update),
+        mock.patch.object(learned, "scoring_program", recorder.scoring),
+        mock.patch.object(rl, "rl_programs", recorder.rl_programs),
+        mock.patch.object(tooling, "sampling_program", recorder.sampling_program),
+    ):
+        run(file, tmp_path / "run", workers, "--only", "label,reward_model", "--evaluation", "null", *MESH)
+        run(file, tmp_path / "run", workers, *scorer)
+    with quick_compilation():
+        plan = Study((), quiet).plan(open_plan(config, open_shape(config, print), target()), target())
+    found = {measured.phase.name: measured for measured in plan.measured if measured.phase.compile}
+    about = {name for name in found if "scores" in name or name.startswith(("label", "reward_model"))}
+    longest = "label: completions of the longest"  # which a run may not have
+    assert len(about) == 5 and about - {longest} <= recorder.memory.keys()
+    for name in about - {longest}:
+        footprint, memory = found[name].footprint, recorder.memory[name]
+        assert footprint.arguments == memory.argument_size_in_bytes, name
+        assert footprint.outputs == memory.output_size_in_bytes, name
+        assert footprint.temporaries == memory.temp_size_in_bytes, name
+    assert found[longest].footprint.peak > found["label: solutions"].footprint.peak, "their prompts are longer"
+    held = {name: measured.phase.held for name, measured in found.items()}
+    weights = held["rl: scores of a reward model"].reward_models
+    assert weights > 0 and {held[name].reward_models for name in held if name.startswith("rl")} == {weights}
+    assert held["reward_model: update"].reward_models >= weights, "trained in float32"
+    rows = {row["stage"]: row for row in arithmetic(config, 4, (), problems_here)}
+    assert list(rows) == ["label", "reward_model", "rl", "evaluation"]
+    assert (rows["label"]["rows"], rows["label"]["steps"], rows["reward_model"]["tokens_a_step"]) == (16, 1, 8 * 16)
+
+
+def test_a_reward_model_that_is_nowhere(tmp_path):
+    changes = {"sft": None, "rl": {"rewards": [{**ASKED, "path": str(tmp_path / "nowhere")}]}}
+    config = load([str(write_settings(tmp_path / "run.yaml", **changes)), "--print_config"]).config
+    with pytest.raises(RewardError, match=r"nowhere holds no reward_model/reward_model.json, which a plan needs"):
+        Study((), quiet).phases(open_plan(config, open_shape(config, print), target(count=1)))
 
 
 def test_problems_that_would_have_to_be_fetched_are_not_counted(tmp_path):
