@@ -106,15 +106,21 @@ def command(tmp_path_factory):
     return words, out
 
 
+def environment() -> dict[str, str]:
+    """Without the fake devices of the tests: one CPU, as for a user."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
 def run(words) -> str:
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def stopped_in(words, out, name) -> str:
     """Run until an arm has begun to train, and send SIGTERM."""
-    caller = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    caller = subprocess.Popen(words, cwd=ROOT, env=environment(), text=True, **pipes)
     end = time.monotonic() + 300
     while not (out / name / "rl").is_dir():
         assert time.monotonic() < end and caller.poll() is None, caller.communicate()[0]
