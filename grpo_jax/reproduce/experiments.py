@@ -27,6 +27,8 @@ from grpo_jax.reproduce.schedule import ONE_CORE, ROOT, Job
 CONFIGS = ROOT / "configs" / "reproduce"
 FIGURES = ("figure5", "figure6", "figure7")
 STEM = "stem"
+STEM_SEED = 1_000
+"""No arm's: what each arm meets in training is to be as new to the policy and the reward model as what others meet."""
 RULES = {"rule": {"kind": "exact", "after": ["\n", "="]}, "steps": {"kind": "step_match", "split": "tokens"}}
 ONLY_RL = {"sft": None, "label": None, "reward_model": None}
 
@@ -141,7 +143,7 @@ def jobs_of(figure: str, scale: Scale, out: Path) -> list[Job]:
 def stem_job(scale: Scale) -> Job:
     """The run that gives the SFT policy and the reward model; alone, as all others need it, it has all cores."""
     cores = {"NPROC": str(scale.at_once)} if "NPROC" in scale.environment else {}
-    return Job(STEM, scale.base, {"seed": 0, "rl": None, "evaluation": None}, environment=cores)
+    return Job(STEM, scale.base, {"seed": STEM_SEED, "rl": None, "evaluation": None}, environment=cores)
 
 
 def arm_job(name: str, scale: Scale, seed: int, out: Path) -> Job:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from grpo_jax.configure import dump, load, tree_of
-from grpo_jax.reproduce.experiments import ARMS, BEST, FIGURES, ITERATIONS, RULES, SCALES, STEM, jobs_of
+from grpo_jax.reproduce.experiments import ARMS, BEST, FIGURES, ITERATIONS, RULES, SCALES, STEM, jobs_of, stem_job
 from grpo_jax.reproduce.schedule import Job
 
 
@@ -31,6 +31,12 @@ def resolved(job, out):
         (other / "hf").mkdir(parents=True, exist_ok=True)
     (folder / "settings.yaml").write_text(dump(job.settings))
     return load([str(job.base), str(folder / "settings.yaml"), "--output_dir", str(folder)]).config
+
+
+def test_no_arm_has_the_seed_of_what_all_start_from():
+    """With it, an arm would meet again the problems that the policy and the reward model have learnt from."""
+    for scale in SCALES.values():
+        assert stem_job(scale).settings["seed"] not in scale.seeds
 
 
 def test_all_settings_are_valid(configs):
