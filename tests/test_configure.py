@@ -521,6 +521,19 @@ def test_of_long_texts_the_part_that_differs_is_shown():
     assert line.startswith("a: ...xxx") and "xyyy" in line and line.endswith("xz'") and len(line) < 200
 
 
+def test_a_run_of_an_older_program_goes_on(write, tmp_path):
+    """A key that it did not have stands for its default; set to something else it is a difference."""
+    config = load([write()]).config
+    saved = tmp_path / "config.yaml"
+    lines = dump(config).splitlines()
+    older = [line for line in lines if "sync_ref_model" not in line and "ref_model_sync_steps" not in line]
+    assert len(older) == len(lines) - 2
+    saved.write_text("\n".join(older))
+    assert check_resume(saved, config) == []
+    with pytest.raises(ConfigError, match=r"rl\.ref_model_sync_steps: 512 -> 3"):
+        check_resume(saved, load(["a.yaml", "--rl.ref_model_sync_steps", "3"]).config)
+
+
 def test_check_resume(write, tmp_path):
     config = load([write()]).config
     saved = tmp_path / "config.yaml"

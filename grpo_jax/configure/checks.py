@@ -198,10 +198,17 @@ def _iterations(rl: RLConfig) -> Iterator[str]:
             f"{sync} changes the reference between steps, and rl.fused_steps is {rl.fused_steps}: several steps are "
             "one program with one reference; set rl.fused_steps to 0"
         )
+    if rl.sync_ref_model and (updates := rl.iterations * rl.max_steps * rl.num_iterations) < rl.ref_model_sync_steps:
+        yield (
+            f"{sync} would never change the reference, as there are {updates} updates; lower rl.ref_model_sync_steps, "
+            "or leave rl.sync_ref_model out"
+        )
     c = rl.continue_reward_model
     if c is None:
         return
     key = "rl.continue_reward_model"
+    if rl.iterations == 1:
+        yield f"{key} is done between iterations, and rl.iterations is 1; raise it, or leave {key} out"
     host = [f"{name} {getattr(rl, name)}" for name in ("fused_steps", "steps_off_policy") if getattr(rl, name)]
     if host:
         yield (

@@ -10,6 +10,8 @@ from typing import Any
 from grpo_jax.config import Config
 from grpo_jax.configure.checks import STAGES
 from grpo_jax.configure.documents import ConfigError, Key, dotted, read, tree_of
+from grpo_jax.configure.problems import validate
+from grpo_jax.configure.schema import Given, narrow
 
 MAY_CHANGE = frozenset(
     {
@@ -65,7 +67,7 @@ def check_resume(saved: Path, config: Config, *, started: Collection[str] | None
         return []
     pending = set() if started is None else set(STAGES) - set(started)
     allowed, refused = [], []
-    for key, a, b in _differences(read(saved).tree, tree_of(config)):
+    for key, a, b in _differences(_read_today(saved), tree_of(config)):
         moved = config.model.lora is not None and key == ("model", "model_name_or_path")
         free = moved or key[0] in pending or not MAY_CHANGE.isdisjoint(key)
         (allowed if free else refused).append(_line(key, a, b))
@@ -77,6 +79,19 @@ def check_resume(saved: Path, config: Config, *, started: Collection[str] | None
             + "take them back to go on with it, or give another --output_dir to start anew"
         )
     return allowed
+
+
+def _read_today(saved: Path) -> Mapping[str, Any]:
+    """The settings of a file, with defaults for keys that the program which wrote it did not have yet.
+
+    A default is what was done before there was the key. A file that is no longer valid is taken as it stands.
+    """
+    document = read(saved)
+    given = Given({}, document.origins)
+    try:
+        return tree_of(validate(narrow(Config, document.tree, given), given))
+    except ConfigError:
+        return document.tree
 
 
 def _differences(old: Any, new: Any, key: Key = ()) -> Iterator[tuple[Key, Any, Any]]:

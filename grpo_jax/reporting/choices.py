@@ -13,7 +13,9 @@ from grpo_jax.configure import find, tree_of
 from grpo_jax.reporting.paper import OF_GRPO, Says, says
 
 PACKAGE = "grpo_jax."
+YOURS = "your own: "  # before the place of a setting of a module that is not of this package
 OWN = Says("beyond", "a module of the user's own")
+UNKNOWN = Says("beyond", "has no place in the tables yet")  # a record stops no run; a test holds the tables complete
 SHARED = ("seed", "model", "prompt")  # sections that all stages have in common
 SCALED = ("group", "batch")  # where an advantage is divided by a deviation
 
@@ -38,8 +40,7 @@ class Choice(NamedTuple):
 def choices(config: Config, stage: str) -> list[Choice]:
     """What a stage chose, "" for what all have in common: its settings, then what is fixed in the code.
 
-    Settings that do not touch what is learnt or measured are left out. Raises `KeyError` for one that `paper.py` does
-    not know.
+    Settings that do not touch what is learnt or measured are left out.
     """
     parts = SHARED if not stage else (stage,)
     found = [choice_of(config, one) for part in parts for one in settings(getattr(config, part), part, part)]
@@ -67,22 +68,16 @@ def place_of(value: Any, key: str) -> str:
         return key
     # The class of the file, below that which has got a `kind`; what module the latter says differs by Python's version.
     own = next(cls for cls in type(value).__mro__ if "kind" not in getattr(cls, "__dataclass_fields__", {}))
-    return own.__module__.removeprefix(PACKAGE)
+    ours = own.__module__.startswith(PACKAGE)
+    return own.__module__.removeprefix(PACKAGE) if ours else f"{YOURS}{own.__module__}"
 
 
 def choice_of(config: Config, setting: Setting) -> Choice:
     """A setting with what the paper says of it, which may be of GRPO alone."""
-    found = OWN if own(config, setting) else says(setting.key)
-    if found is None:
-        raise KeyError(f"{setting.key}: has no place in grpo_jax/reporting/paper.py; give it one")
+    found = OWN if setting.key.startswith(YOURS) else says(setting.key) or UNKNOWN
     if setting.key in OF_GRPO and config.rl.algorithm.kind != "grpo":
         found = Says("open", f"of GRPO {found.text}; of {config.rl.algorithm.kind} not said")
     return Choice(setting.name, setting.value, *found)
-
-
-def own(config: Config, setting: Setting) -> bool:
-    """Whether a setting is of a module that is not of this package."""
-    return setting.key.partition(".")[0] not in {*vars(config), "algorithms", "rewards", "data", "evaluation", "tools"}
 
 
 def fixed(config: Config, stage: str) -> list[Choice]:

@@ -99,10 +99,11 @@ class Ledger:
         if stage not in self._accounts:
             return
         self._accounts[stage].told |= facts
-        with self._writing:
-            content = self._content()
-            content["stages"][stage] |= facts
-            self._put(content)
+        if is_primary():
+            with self._writing:
+                content = self._content()
+                content["stages"][stage] |= facts
+                self._put(content)
 
     def count(self, stage: str, **numbers: float) -> None:
         """Add what a step took. Raises `KeyError` for what is not among the counts."""
@@ -149,6 +150,8 @@ class Ledger:
             self._write(stage, step, "finished")
 
     def _write(self, stage: str, step: int, state: str) -> None:
+        if not is_primary():  # who does not write need not read what the first one has written
+            return
         account = self._accounts[stage]
         with self._writing:
             content = self._content()
@@ -163,13 +166,12 @@ class Ledger:
         }
 
     def _put(self, content: dict[str, Any]) -> None:
-        if is_primary():
-            below = sorted(self.directory.glob(f"*/*/{NAME}"))
-            parts = {str(path.parent.relative_to(self.directory)): read_ledger(path.parent)["totals"] for path in below}
-            content |= {"parts": parts} if parts else {}
-            learnt = [stage["counts"] for name, stage in content["stages"].items() if name != EVALUATION]
-            content["totals"] = totals([*learnt, *parts.values()])
-            write_atomically(self.directory / NAME, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        below = sorted(self.directory.glob(f"*/*/{NAME}"))
+        parts = {str(path.parent.relative_to(self.directory)): read_ledger(path.parent)["totals"] for path in below}
+        content |= {"parts": parts} if parts else {}
+        learnt = [stage["counts"] for name, stage in content["stages"].items() if name != EVALUATION]
+        content["totals"] = totals([*learnt, *parts.values()])
+        write_atomically(self.directory / NAME, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 class _Account:

@@ -295,13 +295,14 @@ class Run:
         return step if step >= 0 else None
 
     def finish(self, stage: str, step: int) -> None:
-        """Record that a stage is finished, and say which step was best; it is not run again."""
+        """Record that a stage is finished, and say which step was best; it is not run again. All processes call it."""
         if (best := self.best_step(stage)) is not None:
             metric = getattr(self.config, stage).best_metric
             self.note(f"{stage}: {metric} was best at step {best}, which is kept")
         self.ledger.finish(stage, step)
         if is_primary():
             write_atomically(self.stage(stage) / "done.json", json.dumps({"step": step}) + "\n")
+        agree(np.int32(step))  # no process goes on, to read what the first one writes, before it is there
 
 
 def _values(record: dict[str, Any], other: dict[str, Any]) -> str:

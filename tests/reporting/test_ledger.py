@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import typing
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -67,6 +68,32 @@ def test_every_setting_has_its_place_beside_the_paper():
     assert not [key for key in every if paper.says(key) is None], "give them a place in grpo_jax/reporting/paper.py"
     assert not paper.EXACT.keys() - set(every), "of settings that are no more"
     assert not [p for p, _ in paper.PATTERNS if not any(fnmatchcase(key, p) for key in every)]
+
+
+@pytest.mark.parametrize("package", ["rewards", "data", "my_rewards"])
+def test_a_module_of_the_users_own_may_have_any_name(package, tmp_path, monkeypatch):
+    """That of one of our packages too: its settings are not taken for ours, and stop no run."""
+    folder = tmp_path / f"{package}_{tmp_path.name.strip('_')}" if package == "my_rewards" else tmp_path / package
+    folder.mkdir()
+    lines = ["from grpo_jax.config import config", "", "@config", "class Config:", "    sharpness: float = 2.0", ""]
+    (folder / "sharp.py").write_text("\n".join([*lines, "def build(c):", "    raise NotImplementedError", ""]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in (folder.name, f"{folder.name}.sharp"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    c = write(tmp_path, {"rewards": [{"kind": f"{folder.name}.sharp"}], "fused_steps": 0})
+    found = {one.name: one for one in choices(c, "rl")}
+    assert found["rl.rewards.0.sharpness"][1:] == (2.0, "beyond", "a module of the user's own")
+
+
+def test_who_does_not_write_reads_nothing(tmp_path, monkeypatch):
+    """A process that is faster than the first one finds no file, or an old one, and goes on."""
+    monkeypatch.setattr("grpo_jax.reporting.ledger.is_primary", lambda: False)
+    (tmp_path / "ledger.json").write_text("{ half")
+    ledger = Ledger(tmp_path, config(), 1)
+    ledger.begin("rl", DATA)
+    ledger.tell("rl", starts_from={"name": "sft"})
+    assert ledger.kept("rl", 1)["starts_from"] == {"name": "sft"}
+    assert (tmp_path / "ledger.json").read_text() == "{ half"
 
 
 def test_a_new_setting_is_noticed():
