@@ -412,6 +412,10 @@ def test_kinds_pickle_and_compare(write):
             ["rl.steps_off_policy is 1 and rl.importance_cap is absent", "give a cap, for example 2.0"],
         ),
         ("--rl.steps_off_policy 2 --rl.importance_cap 2", ["rl.steps_off_policy", "0", "1"]),
+        (
+            "--rl.sync_ref_model",
+            ["rl.sync_ref_model, every 512 updates,", "as there are ", "lower rl.ref_model_sync_steps"],
+        ),
         ("--rl.sample_parts 3", ["4 prompts cannot be cut into 3 equal sample_parts", "a divisor of 4"]),
         (
             "--rl.tools.kind python --rl.fused_steps 2",

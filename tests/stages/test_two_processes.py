@@ -43,6 +43,30 @@ evaluation:
 """
 
 
+ITERATED = """
+reward_model:
+  labels: {kind: arithmetic, slip_rate: 0.5, size: 60}
+  supervision: outcome
+  max_steps: 2
+  batch_size: 8
+  max_length: 24
+rl:
+  rewards: [{kind: learned}]
+  iterations: 3
+  max_steps: 1
+  continue_reward_model:
+    reward: {kind: accuracy}
+    num_problems: 16
+    num_solutions: 4
+    batch_prompts: 8
+    held_out: 0.3
+    max_steps: 2
+    batch_size: 8
+    max_length: 24
+    logging_steps: 1
+"""
+
+
 def start(directory, devices, *flags, cwd=None):
     directory.mkdir(exist_ok=True)
     config = directory / "run.yaml"
@@ -90,6 +114,28 @@ def test_two_processes_do_what_one_does(tmp_path):
             json.loads((tmp_path / run / "out" / "evaluation" / f"{name}.json").read_text()) for run in ("one", "two")
         )
         assert one["metrics"] == two["metrics"]
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_teaching_one_reward_model(tmp_path):
+    """Line 12: what the first process writes, the other reads; it waits until it is there."""
+    more = tmp_path / "iterated.yaml"
+    more.write_text(ITERATED)
+    flags = (more, "--only", "sft,reward_model,rl")
+    alone = start(tmp_path / "one", 4, *flags)
+    output = alone.communicate(timeout=500)[0]
+    assert alone.returncode == 0, output
+    cluster = ("--coordinator", f"localhost:{free_port()}", "--num_processes", 2, "--process_id")
+    both = [start(tmp_path / "two", 2, *flags, *cluster, i) for i in range(2)]
+    outputs = [process.communicate(timeout=500)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    one, two = ([line for line in metrics(tmp_path / run, "rl") if "reward" in line] for run in ("one", "two"))
+    assert [line["step"] for line in two] == [1, 2, 3]
+    for a, b in zip(one, two, strict=True):
+        assert b["reward"] == pytest.approx(a["reward"], rel=1e-3, abs=1e-4)
+    for i in (1, 2):
+        found = [tmp_path / run / "out" / "rl" / f"iteration_{i}" / "label" / "labels.jsonl" for run in ("one", "two")]
+        assert found[0].read_text() == found[1].read_text()
 
 
 @pytest.mark.slow
