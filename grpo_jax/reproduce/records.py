@@ -14,7 +14,7 @@ from grpo_jax.configure.documents import read
 from grpo_jax.data.labels.arithmetic import true_labels
 from grpo_jax.evaluation.estimators import majority_at_k, mean_at_n, pass_at_k
 from grpo_jax.evaluation.voting import classes
-from grpo_jax.reporting.ledger import read_ledger
+from grpo_jax.reporting.ledger import read_ledger, totals
 from grpo_jax.reporting.metrics import read_metrics
 from grpo_jax.reproduce.mistakes import Mistakes, mistakes
 
@@ -57,8 +57,16 @@ def curve_of(run: Path) -> Curve:
 
 
 def spent(run: Path) -> dict[str, float]:
-    """What the rl stage of a run took, by the run's ledger: completions, generated_tokens, optimizer_steps, ..."""
+    """What the rl stage of a run took for the policy, by the run's ledger: completions, generated_tokens, ..."""
     return read_ledger(run)["stages"]["rl"]["counts"]
+
+
+def spent_beside(run: Path) -> dict[str, float]:
+    """What line 12 took between outer iterations, solutions and labels for the reward model and its training.
+
+    The same counts as `spent`, which has none of these: they are in the ledgers of rl/iteration_i. All 0 where none is.
+    """
+    return totals(read_ledger(run).get("parts", {}).values())
 
 
 def samples_of(run: Path, name: str) -> Samples:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from grpo_jax.configure import dump, find, kind_class
+from grpo_jax.reporting.ledger import COUNTED
 from grpo_jax.reproduce import figure5, figure6, figure7
 from grpo_jax.reproduce.experiments import ARMS, BEST, ITERATIONS, ITERATIVE, SCALES, STEM
 from grpo_jax.reproduce.records import RecordError, curve_of, reward_curve, samples_of
@@ -31,7 +32,7 @@ def put_samples(run, name, shares, n=8, *, ids=None, wrong="45"):
     put(run / "evaluation" / f"{name}.samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def put_run(run, curve, rewards=(0.3, 0.9), refreshed=None, **samples):
+def put_run(run, curve, rewards=(0.3, 0.9), refreshed=None, parts=None, **samples):
     """A run of `rl` with 10 steps a point of its curve; what it generates is 100 tokens a step."""
     first, *later = curve
     put(run / "evaluation" / "before.json", json.dumps({"metrics": metrics("", first, boxed=True)}))
@@ -43,10 +44,14 @@ def put_run(run, curve, rewards=(0.3, 0.9), refreshed=None, **samples):
         if step % 10 == 0:
             lines.append({"step": step, **metrics("eval/", later[step // 10 - 1])})
     put(run / "rl" / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    counts = {"optimizer_steps": total, "completions": 8 * total, "generated_tokens": 100 * total}
-    put(run / "ledger.json", json.dumps({"stages": {"rl": {"counts": counts}}}))
+    counts = counted(optimizer_steps=total, completions=8 * total, generated_tokens=100 * total)
+    put(run / "ledger.json", json.dumps({"stages": {"rl": {"counts": counts}}} | ({"parts": parts} if parts else {})))
     for name, share in (("before", first), ("after", curve[-1])):
         put_samples(run, name, [share] * PROBLEMS, **samples)
+
+
+def counted(**numbers):
+    return dict.fromkeys(COUNTED, 0) | numbers
 
 
 def metrics(prefix, value, boxed=False):
@@ -148,8 +153,10 @@ def put_figure6(out, iterative, once):
     for name, curves in zip(ITERATIVE, (iterative, once), strict=True):
         for seed in SCALE.seeds:
             points = [value + 0.002 * seed for value in curves for _ in range(SCALE.iteration_steps // 10)]
+            line_12 = counted(optimizer_steps=200, completions=1000, generated_tokens=6000 + seed)
+            parts = {f"rl/iteration_{i}": line_12 for i in (1, 2)} if name == "iterative" else None
             learnt = {60: {"reward_model/auc_before": 0.8 + 0.1 * seed, "reward_model/auc_after": 0.95}}
-            put_run(out / "figure6" / name / f"seed{seed}", [0.25, *points], refreshed=learnt)
+            put_run(out / "figure6" / name / f"seed{seed}", [0.25, *points], refreshed=learnt, parts=parts)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +176,20 @@ def test_figure6_says_what_came_out(tmp_path, iterative, once, words):
     assert found.remarks[-1].startswith("After Iteration-0 the reward model's AUC")
     assert "was 0.900; after learning from others 0.950" in found.remarks[-1]
     assert [row[0] for row in found.tables[0].rows] == ["SFT policy", "Iteration-0", "Iteration-1", "Iteration-2"]
+
+
+def test_figure6_counts_what_the_reward_model_took(tmp_path):
+    """It is in the ledger's parts, not in the counts of the rl stage; mean over the seeds 0, 1, 2."""
+    put_figure6(tmp_path, (0.375, 0.75, 0.875), (0.375, 0.5, 0.5))
+    found = figure6.findings(SCALE, tmp_path)
+    (said,) = [line for line in found.remarks if line.startswith("Taken")]
+    iterative, once = said.split(ITERATIVE["once"])
+    assert "180 updates of the policy, 1,440 completions, 18,000 generated tokens" in iterative
+    assert "for the reward model 2,000 more completions, 12,002 tokens, 400 of its updates" in iterative
+    assert "for the reward model 0 more completions, 0 tokens, 0 of its updates" in once
+    assert found.verdicts[-1].startswith(
+        "At equal steps of the policy, with 12,002 more tokens for the reward model, iterating is better"
+    )
 
 
 def test_figure6_needs_a_measure_at_the_end_of_each_iteration(tmp_path):
