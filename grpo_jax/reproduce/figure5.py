@@ -109,8 +109,9 @@ def budget(runs: Mapping[str, Sequence[Run]], scale: Scale) -> list[str]:
         f"{between('generated_tokens')} generated tokens. Seeds: {len(scale.seeds)}.",
         f"Learning rate: {f'that of the file, but {rates}' if rates else 'the same for all arms, that of the file'}, "
         "not searched for each. RFT and online RFT have no KL penalty, as in the paper; the GRPO arms have the file's.",
-        "Intervals are of 95 %: t over seeds in bands and in the columns marked t; bootstrap over seeds and problems, "
-        "of paired differences, in the orderings. An ordering held if its whole interval is above 0.",
+        "Intervals are of 95 %: t over seeds in bands and in the columns marked t; of paired differences, in the "
+        "orderings, the hull of t over seeds and bootstrap over seeds and problems. An ordering held if its whole "
+        "interval is above 0; from one seed it cannot be told.",
     ]
 
 

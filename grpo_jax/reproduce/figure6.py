@@ -100,8 +100,8 @@ def remarks(scale: Scale) -> list[str]:
         f"Each iteration: {scale.iteration_steps} updates; then the reference becomes the policy, and the reward model "
         f"learns for {c['max_steps']} updates from Math-Shepherd labels of fresh solutions of {c['num_problems']} "
         "problems, made by the policy itself, with 10 % of the old ones.",
-        f"Seeds: {len(scale.seeds)}. Intervals are of 95 %: t over seeds; of the last claim bootstrap over seeds and "
-        "problems, of paired differences.",
+        f"Seeds: {len(scale.seeds)}. Intervals are of 95 %: t over seeds; of the last claim, of differences paired by "
+        "seed and problem, the hull of t over seeds and bootstrap over seeds and problems.",
     ]
 
 

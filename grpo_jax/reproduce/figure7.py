@@ -51,7 +51,8 @@ def findings(scale: Scale, out: Path) -> Findings:
             f"{scale.ks[-1]} samples of each of {len(values['sft']['pass'][1][0])} held-out problems at temperature 1, "
             f"by {len(scale.seeds)} reinforced policies and, with the same seeds, by the SFT policy. Each number is an "
             "exact expectation over all subsets of K samples.",
-            "Intervals are of 95 %: bootstrap over seeds and problems, of differences paired by both.",
+            "Intervals are of 95 %: bootstrap over seeds and problems; of differences, paired by both, the hull of it "
+            "and t over seeds.",
         ],
         tables=[table(compared)],
         panels=[panel(compared, family) for family in FAMILIES],

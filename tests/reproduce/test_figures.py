@@ -91,9 +91,9 @@ def put_figure5(out, ends, **options):
 
 
 AS_IN_THE_PAPER = {
-    "rft": (0.375, 0.375, 0.375),
-    "online_rft": (0.5, 0.5, 0.5),
-    "grpo_os": (0.625, 0.75, 0.625),
+    "rft": (0.125, 0.125, 0.125),
+    "online_rft": (0.25, 0.25, 0.25),
+    "grpo_os": (0.5, 0.625, 0.5),
     "grpo_ps": (0.875, 0.875, 1.0),
     "grpo_os_rule": (0.75, 0.75, 0.75),
     "grpo_ps_rule": (0.75, 0.75, 0.75),
@@ -107,21 +107,21 @@ def test_figure5_when_all_orderings_hold(tmp_path):
         ": held."
     )
     assert found.verdicts[1] == "RFT < Online RFT: held (+12.5 [+12.5, +12.5] points)."
-    assert "RFT (37.5 %) < Online RFT (50.0 %) < GRPO+OS (66.7 %) < GRPO+PS (91.7 %)" in found.verdicts[-1]
+    assert "RFT (12.5 %) < Online RFT (25.0 %) < GRPO+OS (54.2 %) < GRPO+PS (91.7 %)" in found.verdicts[-1]
     rows = {row[0]: row for row in found.tables[0].rows}
-    assert rows["RFT"][1] == "25.0 %" and rows["RFT"][2] == "37.5 % [37.5, 37.5]" and rows["RFT"][-1] == "1,000"
+    assert rows["RFT"][1] == "25.0 %" and rows["RFT"][2] == "12.5 % [12.5, 12.5]" and rows["RFT"][-1] == "1,000"
     assert found.remarks[0].startswith("Budget of each run: 10 updates, 80 completions, 1,000 generated tokens.")
     assert any("first error found in 97.0%" in line for line in found.remarks)
     assert any("really good 33.3% are called good, of the bad 0.0%" in line for line in found.remarks)
 
 
 def test_figure5_says_what_did_not_hold_and_what_cannot_be_told(tmp_path):
-    ends = AS_IN_THE_PAPER | {"online_rft": (0.25, 0.25, 0.25), "grpo_os": (0.125, 0.5, 0.5)}
+    ends = AS_IN_THE_PAPER | {"online_rft": (0.0, 0.0, 0.0), "grpo_os": (0.125, 0.5, 0.5)}
     put_figure5(tmp_path, ends)
     found = figure5.findings(SCALE, tmp_path)
     assert found.verdicts[0].endswith(": did not hold.")
     assert found.verdicts[1].startswith("RFT < Online RFT: did not hold (-12.5")
-    assert found.verdicts[2].startswith("Online RFT < GRPO+OS: cannot be told (+12.5 [-12.5, +25.0]")
+    assert found.verdicts[2].startswith("Online RFT < GRPO+OS: cannot be told (+37.5 [-16.3, +91.3]")
 
 
 def test_figure5_names_an_exploited_reward_model(tmp_path):
@@ -133,7 +133,7 @@ def test_figure5_names_an_exploited_reward_model(tmp_path):
         grpo_ps=[1.0],
         rft=[0.75],
         online_rft=[0.5],
-        grpo_os=[0.625],
+        grpo_os=[0.5],
         grpo_os_rule=[1.0],
         grpo_ps_rule=[0.75],
     )
