@@ -32,7 +32,7 @@ class Curve(NamedTuple):
 class Samples(NamedTuple):
     """What became of the samples of an evaluation."""
 
-    ids: tuple[str, ...]  # of the problems
+    problems: tuple[tuple[str, str], ...]  # id and question: an id is a place in its source, whatever its seed
     right: np.ndarray  # [problems, n] bool
     votes: list[list[str | None]]  # [problems][n], the class of equal answers that each belongs to
 
@@ -76,7 +76,7 @@ def samples_of(run: Path, name: str) -> Samples:
     right = np.array([[sample["right"] for sample in row["samples"]] for row in rows], bool)
     answers = [[sample["answer"] for sample in row["samples"]] for row in rows]
     votes = [classes(given, good) for given, good in zip(answers, right, strict=True)]
-    return Samples(tuple(row["id"] for row in rows), right, votes)
+    return Samples(tuple((row["id"], row["question"]) for row in rows), right, votes)
 
 
 def mistakes_of(run: Path, name: str) -> Mistakes | None:
@@ -100,10 +100,11 @@ def check_same_problems(runs: Sequence[tuple[str, Samples]]) -> None:
     """Raise `RecordError` if evaluations that are to be compared in pairs were not asked the same problems."""
     (first, expected), *others = runs
     for name, samples in others:
-        if samples.ids != expected.ids:
+        if samples.problems != expected.problems:
+            asked = f"{len(expected.problems)} and {len(samples.problems)}"
             raise RecordError(
-                f"{first} and {name} were asked {len(expected.ids)} and {len(samples.ids)} problems that are not the "
-                "same in the same order; run both again in a new output directory"
+                f"{first} and {name} were asked {asked} problems that are not the same in the same order; run both "
+                "again in a new output directory"
             )
 
 

@@ -20,7 +20,7 @@ def put(path, text):
     path.write_text(text)
 
 
-def put_samples(run, name, shares, n=8, *, ids=None, wrong="45"):
+def put_samples(run, name, shares, n=8, *, question="47+8=", wrong="45"):
     """Samples of which so large a share is right on each problem; a wrong answer is `wrong`."""
     rows = []
     for i, share in enumerate(shares):
@@ -28,7 +28,7 @@ def put_samples(run, name, shares, n=8, *, ids=None, wrong="45"):
         samples = [
             {"right": ok, "answer": answer, "text": answer} for ok in right for answer in ["55" if ok else wrong]
         ]
-        rows.append({"id": f"{ids or 'test'}-{i}", "question": "47+8=", "samples": samples})
+        rows.append({"id": f"test-{i}", "question": question, "samples": samples})
     put(run / "evaluation" / f"{name}.samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -143,8 +143,9 @@ def test_figure5_names_an_exploited_reward_model(tmp_path):
 
 
 def test_figure5_compares_the_same_problems_only(tmp_path):
+    """Sources of other seeds give other questions the same ids."""
     put_figure5(tmp_path, AS_IN_THE_PAPER)
-    put_samples(tmp_path / "figure5" / "rft" / "seed1", "after", [0.5] * PROBLEMS, ids="others")
+    put_samples(tmp_path / "figure5" / "rft" / "seed1", "after", [0.5] * PROBLEMS, question="47+9=")
     with pytest.raises(RecordError, match="figure5/rft/seed1 and figure5/online_rft/seed1"):
         figure5.findings(SCALE, tmp_path)
 
