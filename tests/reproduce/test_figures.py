@@ -5,9 +5,11 @@ import json
 import pytest
 
 from grpo_jax.configure import dump, find, kind_class
+from grpo_jax.evaluation.estimators import Interval
 from grpo_jax.reporting.ledger import COUNTED
 from grpo_jax.reproduce import figure5, figure6, figure7
 from grpo_jax.reproduce.experiments import ARMS, BEST, ITERATIONS, ITERATIVE, SCALES, STEM
+from grpo_jax.reproduce.figure7 import Compared
 from grpo_jax.reproduce.records import RecordError, curve_of, reward_curve, samples_of
 from grpo_jax.reproduce.results import write
 
@@ -225,6 +227,31 @@ def test_figure7_when_votes_rise_and_pass_does_not(tmp_path):
     assert found.verdicts[2].startswith("Pass@64 rises by no more than 1 point: held (-5.0")
     assert found.verdicts[3].startswith("From K = 16 on, the SFT policy")
     assert found.tables[0].rows[0][0] == "Maj@1" and len(found.tables[0].rows) == 2 * len(SCALE.ks)
+
+
+def test_figure7_at_the_ceiling_cannot_tell_whether_pass_would_rise(tmp_path):
+    put_figure7(tmp_path, [0.25] * PROBLEMS, [0.875] * PROBLEMS)
+    found = figure7.findings(SCALE, tmp_path)
+    assert found.verdicts[0] == "RL raises Maj@K and not Pass@K: cannot be told."
+    assert found.verdicts[2] == (
+        "Pass@64 rises by no more than 1 point: cannot be told, as the SFT policy has 100.0 % and less room than that "
+        "(+0.0 [+0.0, +0.0] points)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("passes", "said"),
+    [((-1, 2, -1, -2), ["From K = 16 on"]), ((-2, 2, -1, 0.5), []), ((0, -1, -2, -1), ["From K = 1 on"])],
+)
+def test_figure7_crosses_where_the_sft_policy_stays_ahead(passes, said):
+    """Points of difference for K = 1, 4, 16, 64: an earlier K with less counts for nothing."""
+    nothing = Interval(0.5, 0.4, 0.6)
+    compared = [
+        Compared(family, k, nothing, nothing, Interval(by / 100, by / 100 - 0.1, by / 100 + 0.1))
+        for family in ("maj", "pass")
+        for k, by in zip((1, 4, 16, 64), passes, strict=True)
+    ]
+    assert [line[: line.index(" on") + 3] for line in figure7.verdicts(compared, 64)[3:]] == said
 
 
 def test_figure7_when_pass_rises_too(tmp_path):
