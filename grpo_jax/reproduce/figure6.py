@@ -51,7 +51,7 @@ def findings(scale: Scale, out: Path) -> Findings:
     return Findings(
         name="figure6",
         title=f"Figure 6 in small ({scale.name}): {ITERATIONS} outer iterations of GRPO with process supervision",
-        verdicts=verdicts(np.diff(at["iterative"], axis=1), ahead, more_tokens(runs), measure),
+        verdicts=verdicts(at, ahead, more_tokens(runs), measure),
         remarks=[*remarks(scale), taken(runs), *reward_models(runs["iterative"])],
         tables=[table(at, borders)],
         panels=[accuracy(runs, measure, borders), reward(runs, borders)],
@@ -74,12 +74,19 @@ def at_steps(curve: Curve, measure: str, steps: Sequence[int]) -> list[float]:
     return [known[step] for step in steps]
 
 
-def verdicts(gains: np.ndarray, ahead: Interval, more: float, measure: str) -> list[str]:
-    """Which of the paper's claims held, in words; `gains` [seeds, iterations], `more` tokens than without a refresh."""
+def verdicts(at: Mapping[str, np.ndarray], ahead: Interval, more: float, measure: str) -> list[str]:
+    """Which of the paper's claims held, in words; `at` [seeds, borders], `more` tokens than without a refresh.
+
+    Later steps bring less by themselves, so gains are told over those of the arm without a refresh at these steps too.
+    """
+    gains, over = (np.diff(rows, axis=1) for rows in (at["iterative"], at["iterative"] - at["once"]))
     first, later = t_interval(gains[:, 1] - gains[:, 2]), t_interval(gains[:, 0] - gains[:, 1])
+    beside = t_interval(over[:, 1] - over[:, 2])
     said = [
         f"Of the iterations with a new reference and reward model the first helps more than the second, by {measure}: "
         f"{rises(first)} ({points(first)} points).",
+        f"So it does by what each gains over the same steps without a refresh: {rises(beside)} ({points(beside)} "
+        "points).",
         f"The round before them, Iteration-0 from the SFT policy, helps more than the first: {rises(later)} "
         f"({points(later)} points).",
     ]
@@ -128,13 +135,24 @@ def taken(runs: Mapping[str, Sequence[Run]]) -> str:
 
 
 def reward_models(of: Sequence[Run]) -> list[str]:
-    """How well the reward model judged what the policy wrote by then, and what it gained by learning from it."""
+    """How well the reward model judged what the policy wrote by then, and what it gained by learning from it.
+
+    Raises `RecordError` if the seeds' runs have not had as many refreshes.
+    """
     said = []
-    for number, both in enumerate(zip(*(run.refreshes for run in of), strict=False)):
-        before, after = np.mean(both, axis=0)
+    counts = [len(run.refreshes) for run in of]
+    if len(set(counts)) > 1:
+        raise RecordError(
+            f"the runs of {ITERATIVE['iterative']} measured {', '.join(map(str, counts))} refreshes of the reward "
+            "model, by seed; run them again in a new output directory"
+        )
+    for number, each in enumerate(zip(*(run.refreshes for run in of), strict=True)):
+        known = [pair for pair in each if np.isfinite(pair).all()]  # an AUC wants good and bad steps
+        before, after = np.mean(known, axis=0) if known else (np.nan, np.nan)
+        some = "" if len(known) == len(each) else f" Measured for {len(known)} of {len(each)} seeds."
         said.append(
             f"After Iteration-{number} the reward model's AUC on steps of fresh solutions, by their Math-Shepherd "
-            f"labels, was {before:.3f}; after learning from others {after:.3f}."
+            f"labels, was {before:.3f}; after learning from others {after:.3f}.{some}"
         )
     return said
 

@@ -157,7 +157,16 @@ def reward_curve(run: Path, every: int = 10) -> list[tuple[int, float]]:
 
 
 def refreshes(run: Path, measure: str) -> list[tuple[float, float]]:
-    """What was measured of the reward model on fresh solutions at each continued training, before it and after."""
+    """What was measured of the reward model on fresh solutions at each continued training, before it and after.
+
+    nan where the measure could not be taken.
+    """
     keys = [f"reward_model/{measure}_{when}" for when in ("before", "after")]
-    lines = read_metrics(run / "rl" / "metrics.jsonl")
-    return [(line[keys[0]], line[keys[1]]) for line in lines if all(line.get(key) is not None for key in keys)]
+    lines = [line for line in read_metrics(run / "rl" / "metrics.jsonl") if any(map(is_of_refresh, line))]
+    found = [[line.get(key) for key in keys] for line in lines]
+    return [tuple(float("nan") if value is None else value for value in pair) for pair in found]
+
+
+def is_of_refresh(key: str) -> bool:
+    """Whether a metric is one of those that are written once for each continued training of the reward model."""
+    return key.startswith("reward_model/") and key.endswith("_before")

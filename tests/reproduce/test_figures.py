@@ -165,20 +165,46 @@ def put_figure6(out, iterative, once):
 @pytest.mark.parametrize(
     ("iterative", "once", "words"),
     [
-        ((0.375, 0.75, 0.875), (0.375, 0.5, 0.5), ("held", "did not hold", "held", "held", "held", "held")),
-        ((0.625, 0.625, 0.5), (0.625, 0.75, 0.75), ("held", "held", "held", None, "did not hold", "did not hold")),
-        ((0.5, 0.5, 0.75), (0.5, 0.5, 0.75), ("did not hold", "held", "held", None, "held", "cannot be told")),
+        ((0.375, 0.75, 0.875), (0.375, 0.5, 0.5), ("held", "held", "did not hold", "held", "held", "held", "held")),
+        (
+            (0.625, 0.625, 0.5),
+            (0.625, 0.75, 0.75),
+            ("held", None, "held", "held", None, "did not hold", "did not hold"),
+        ),
+        ((0.25, 0.75, 0.875), (0.25, 0.75, 0.75), ("held", "did not hold", None, None, "held", "held", "held")),
+        (
+            (0.5, 0.5, 0.75),
+            (0.5, 0.5, 0.75),
+            ("did not hold", "cannot be told", "held", "held", None, "held", "cannot be told"),
+        ),
     ],
 )
 def test_figure6_says_what_came_out(tmp_path, iterative, once, words):
     put_figure6(tmp_path, iterative, once)
     found = figure6.findings(SCALE, tmp_path)
-    assert len(found.verdicts) == 3 + ITERATIONS
+    assert len(found.verdicts) == 4 + ITERATIONS
     for said, word in zip(found.verdicts, words, strict=True):
         assert word is None or f": {word} (" in said
     assert found.remarks[-1].startswith("After Iteration-0 the reward model's AUC")
     assert "was 0.900; after learning from others 0.950" in found.remarks[-1]
     assert [row[0] for row in found.tables[0].rows] == ["SFT policy", "Iteration-0", "Iteration-1", "Iteration-2"]
+
+
+def test_figure6_tells_which_refreshes_are_missing(tmp_path):
+    """An AUC that could not be measured is said; runs with more refreshes than others are not compared."""
+    put_figure6(tmp_path, (0.375, 0.75, 0.875), (0.375, 0.5, 0.5))
+    for seed, more in (
+        (1, '{"step": 60, "reward_model/loss_before": 0.1, "reward_model/auc_before": null}\n'),
+        (2, ""),
+    ):
+        path = tmp_path / "figure6" / "iterative" / f"seed{seed}" / "rl" / "metrics.jsonl"
+        lines = [line for line in path.read_text().splitlines(keepends=True) if "reward_model" not in line]
+        path.write_text("".join(lines) + more)
+        if more:
+            said = figure6.findings(SCALE, tmp_path).remarks[-1]
+            assert "was 0.900; after learning from others 0.950. Measured for 2 of 3 seeds." in said
+    with pytest.raises(RecordError, match="measured 1, 1, 0 refreshes"):
+        figure6.findings(SCALE, tmp_path)
 
 
 def test_figure6_counts_what_the_reward_model_took(tmp_path):
