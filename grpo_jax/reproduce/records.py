@@ -121,6 +121,22 @@ def last_of(run: Path, names: Sequence[str], share: float = 0.1) -> dict[str, fl
     return found
 
 
+def risen_since(run: Path, step: int, share: float = 0.1) -> float:
+    """The mean reward of the last tenth of the rl stage's steps, less that of as many just after `step` updates.
+
+    Where fewer than twice a tenth are left, of the later half less the earlier one; 0 where that leaves nothing.
+    """
+    told = [(line["step"], line["reward"]) for line in read_metrics(run / "rl" / "metrics.jsonl") if "reward" in line]
+    rest = [reward for at, reward in told if at > step]
+    few = min(max(1, round(share * len(told))), len(rest) // 2)
+    return float(np.mean(rest[-few:]) - np.mean(rest[:few])) if few else 0.0
+
+
+def beta_of(run: Path) -> float:
+    """The coefficient of the KL penalty in a run's config."""
+    return read(run / "config.yaml").tree["rl"]["algorithm"]["beta"]
+
+
 def reward_model_of(stem: Path) -> dict[str, Any]:
     """How good the labels and the reward model of the stem are, as its stages have told and beside the truth."""
     summary = json.loads((stem / "label" / "summary.json").read_text("utf-8"))

@@ -10,7 +10,7 @@ from grpo_jax.reporting.ledger import COUNTED
 from grpo_jax.reproduce import figure5, figure6, figure7
 from grpo_jax.reproduce.experiments import ARMS, BEST, ITERATIONS, ITERATIVE, SCALES, STEM
 from grpo_jax.reproduce.figure7 import Compared
-from grpo_jax.reproduce.records import RecordError, curve_of, reward_curve, samples_of
+from grpo_jax.reproduce.records import RecordError, curve_of, reward_curve, risen_since, samples_of
 from grpo_jax.reproduce.results import write
 
 SCALE = SCALES["tiny"]
@@ -34,7 +34,7 @@ def put_samples(run, name, shares, n=8, *, question="47+8=", wrong="45"):
     put(run / "evaluation" / f"{name}.samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def put_run(run, curve, rewards=(0.3, 0.9), refreshed=None, parts=None, **samples):
+def put_run(run, curve, rewards=(0.3, 0.9), refreshed=None, parts=None, beta=0.2, wrong_after="45"):
     """A run of `rl` with 10 steps a point of its curve; what it generates is 100 tokens a step."""
     first, *later = curve
     put(run / "evaluation" / "before.json", json.dumps({"metrics": metrics("", first, boxed=True)}))
@@ -48,8 +48,9 @@ def put_run(run, curve, rewards=(0.3, 0.9), refreshed=None, parts=None, **sample
     put(run / "rl" / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     counts = counted(optimizer_steps=total, completions=8 * total, generated_tokens=100 * total)
     put(run / "ledger.json", json.dumps({"stages": {"rl": {"counts": counts}}} | ({"parts": parts} if parts else {})))
-    for name, share in (("before", first), ("after", curve[-1])):
-        put_samples(run, name, [share] * PROBLEMS, **samples)
+    put(run / "config.yaml", dump({"rl": {"algorithm": {"beta": beta}}}))
+    put_samples(run, "before", [first] * PROBLEMS)
+    put_samples(run, "after", [curve[-1]] * PROBLEMS, wrong=wrong_after)
 
 
 def counted(**numbers):
@@ -85,11 +86,16 @@ LABELS = ("solutions", "right_solutions", "steps", "hard", "completions")
 MEASURES = ("auc", "accuracy", "first_error", "first_error/flawed")
 
 
-def put_figure5(out, ends, **options):
+def put_figure5(out, ends, of_each=None, **options):
+    """Runs that end there; `of_each` is given to `put_run` for each arm, `options` are an arm's earlier points."""
     put_stem(out)
     for name, by_seed in ends.items():
         for seed, end in zip(SCALE.seeds, by_seed, strict=True):
-            put_run(out / "figure5" / name / f"seed{seed}", [0.25, *options.get(name, []), end])
+            put_run(
+                out / "figure5" / name / f"seed{seed}",
+                [0.25, *options.get(name, []), end],
+                **(of_each or {}).get(name, {}),
+            )
 
 
 AS_IN_THE_PAPER = {
@@ -111,7 +117,12 @@ def test_figure5_when_all_orderings_hold(tmp_path):
     assert found.verdicts[1] == "RFT < Online RFT: held (+12.5 [+12.5, +12.5] points)."
     assert "RFT (12.5 %) < Online RFT (25.0 %) < GRPO+OS (54.2 %) < GRPO+PS (91.7 %)" in found.verdicts[-1]
     rows = {row[0]: row for row in found.tables[0].rows}
-    assert rows["RFT"][1] == "25.0 %" and rows["RFT"][2] == "12.5 % [12.5, 12.5]" and rows["RFT"][-1] == "1,000"
+    assert (
+        rows["RFT"][1] == "0.2"
+        and rows["RFT"][2] == "25.0 %"
+        and rows["RFT"][3] == "12.5 % [12.5, 12.5]"
+        and rows["RFT"][-1] == "1,000"
+    )
     assert found.remarks[0].startswith("Budget of each run: 10 updates, 80 completions, 1,000 generated tokens.")
     assert any("first error found in 97.0%" in line for line in found.remarks)
     assert any("really good 33.3% are called good, of the bad 0.0%" in line for line in found.remarks)
@@ -126,12 +137,35 @@ def test_figure5_says_what_did_not_hold_and_what_cannot_be_told(tmp_path):
     assert found.verdicts[2].startswith("Online RFT < GRPO+OS: cannot be told (+37.5 [-16.3, +91.3]")
 
 
-def test_figure5_names_an_exploited_reward_model(tmp_path):
-    """Two arms get worse while their rewards rise; a rule is never wrong."""
-    ends = AS_IN_THE_PAPER
+def test_figure5_tells_beta_and_the_order_by_greedy(tmp_path):
+    ends = AS_IN_THE_PAPER | {"online_rft": AS_IN_THE_PAPER["rft"]}
+    put_figure5(tmp_path, ends, {"rft": {"beta": 0.0}, "grpo_os": {"beta": 0.04}})
+    found = figure5.findings(SCALE, tmp_path)
+    assert [row[1] for row in found.tables[0].rows] == ["0", "0.2", "0.04", "0.2", "0.2", "0.2"]
+    assert "RFT (12.5 %) = Online RFT (12.5 %) < GRPO+OS (54.2 %)" in found.verdicts[-1]
+    assert found.verdicts[-2].startswith(
+        "By greedy accuracy, paired by seed: RFT < Online RFT: cannot be told (+0.0 [+0.0, +0.0] points). "
+        "Online RFT < GRPO+OS: held (+41.7 [+23.7, +59.6] points)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("of_best", "said"),
+    [
+        ({"wrong_after": "99"}, "100% begin with a mistake that no student makes, of the SFT policy's 0%, +100.0 "),
+        (
+            {},
+            "0% begin with a mistake that no student makes, of the SFT policy's 0%, +0.0 [+0.0, +0.0] points, which is",
+        ),
+        ({"rewards": (0.9, 0.3)}, "score of its completions has not clearly risen from there on (-0.240 "),
+    ],
+)
+def test_figure5_names_an_exploited_reward_model(tmp_path, of_best, said):
+    """Some arms get worse while their rewards rise; a rule is never wrong. New mistakes are one cause."""
     put_figure5(
         tmp_path,
-        ends,
+        AS_IN_THE_PAPER | {"grpo_ps": (0.75, 0.75, 0.875)},
+        {"grpo_ps": of_best},
         grpo_ps=[1.0],
         rft=[0.75],
         online_rft=[0.5],
@@ -139,9 +173,32 @@ def test_figure5_names_an_exploited_reward_model(tmp_path):
         grpo_os_rule=[1.0],
         grpo_ps_rule=[0.75],
     )
-    said = [line for line in figure5.findings(SCALE, tmp_path).remarks if "has learnt the model's mistakes" in line]
-    assert len(said) == 1 and said[0].startswith("GRPO+PS fell from 100.0 % at step 10 to 91.7 %")
-    assert "0% begin with a mistake that no student makes" in said[0]
+    (line,) = [line for line in figure5.findings(SCALE, tmp_path).remarks if "learnt the model's mistakes" in line]
+    assert line.startswith("GRPO+PS fell from 100.0 % at step 10 to 79.2 %") and said in line
+    assert ("had hardly met" in line) == ("wrong_after" in of_best)
+    assert ("has learnt the model's mistakes." in line) == ("rewards" not in of_best)
+
+
+@pytest.mark.parametrize(("step", "rise"), [(0, 0.54), (10, 0.24), (17, 0.06), (19, 0.0), (20, 0.0)])
+def test_a_rise_is_measured_from_a_step_on(tmp_path, step, rise):
+    """Rewards rise by 0.03 a step for 20 steps: a tenth is 2 of them."""
+    put_run(tmp_path, [0.25, 0.5, 0.75])
+    assert risen_since(tmp_path, step) == pytest.approx(rise)
+
+
+def test_a_score_that_rose_before_the_best_step_alone_is_no_cause(tmp_path):
+    put_figure5(tmp_path, AS_IN_THE_PAPER, grpo_ps=[1.0, 1.0])
+    for seed in SCALE.seeds:
+        path = tmp_path / "figure5" / "grpo_ps" / f"seed{seed}" / "rl" / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(peaked(line)) + "\n" for line in lines))
+    (line,) = [line for line in figure5.findings(SCALE, tmp_path).remarks if line.startswith("GRPO+PS fell")]
+    assert "has not clearly risen from there on (-0.085 [" in line
+
+
+def peaked(line):
+    """A reward that rises to step 10, and then falls by less."""
+    return line if "reward" not in line else line | {"reward": min(line["step"], 15 - 0.5 * line["step"]) / 100}
 
 
 def test_figure5_compares_the_same_problems_only(tmp_path):
@@ -300,7 +357,7 @@ def test_four_files_are_written(tmp_path):
     assert numbers["arms"]["grpo_ps"]["final mean@8 by seed"] == [0.875, 0.875, 1.0]
     svg, markdown, page = (path.read_text() for path in paths[:3])
     assert svg.count("<polyline") == 3 * len(ARMS) and "GRPO+PS" in svg and svg in page
-    assert "| RFT | 25.0 % |" in markdown and "<td>RFT</td><td>25.0 %</td>" in page
+    assert "| RFT | 0.2 | 25.0 % |" in markdown and "<td>RFT</td><td>0.2</td><td>25.0 %</td>" in page
 
 
 def test_votes_of_wrong_answers_count_together(tmp_path):
