@@ -115,13 +115,11 @@ def budget(runs: Mapping[str, Sequence[Run]], scale: Scale) -> list[str]:
         low, high = (int(end(one[name] for one in each)) for end in (min, max))
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
-    rates = ", ".join(f"{ARMS[name].title} {rate:g}" for name, rate in scale.rates.items())
     return [
         f"Budget of each run: {between('optimizer_steps')} updates, {between('completions')} completions, "
         f"{between('generated_tokens')} generated tokens. Seeds: {len(scale.seeds)}.",
-        f"Learning rate: {f'that of the file, but {rates}' if rates else 'the same for all arms, that of the file'}, "
-        "not searched for each. Beta, the coefficient of the KL penalty, is in the table; in the paper RFT and online "
-        "RFT have none, and GRPO has 0.04.",
+        "Learning rate: the same for all arms, that of the file, not searched for each. Beta, the coefficient of the "
+        "KL penalty, is in the table; in the paper RFT and online RFT have none, and GRPO has 0.04.",
         "Intervals are of 95 %: t over seeds in bands and in the columns marked t; of paired differences, in the "
         "orderings, the hull of t over seeds and bootstrap over seeds and problems. An ordering held if its whole "
         "interval is above 0; from one seed it cannot be told.",
