@@ -74,8 +74,6 @@ class Scale:
     environment: Mapping[str, str]
     """Of these runs."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Learning rates of arms that want another than the file's."""
     iteration_steps: int
     """Steps of an outer iteration in figure 6."""
     line_12: Mapping[str, Any]
@@ -150,8 +148,6 @@ def arm_job(name: str, scale: Scale, seed: int, out: Path) -> Job:
     """One method from one seed."""
     arm = ARMS[name]
     rl: dict[str, Any] = {"algorithm": {"kind": arm.kind, **arm.settings}, "rewards": [reward(arm.reward, out)]}
-    if name in scale.rates:
-        rl["optimizer"] = {"learning_rate": scale.rates[name]}
     settings = {"seed": seed, "model": start_from(out / STEM), **ONLY_RL, "rl": rl}
     return Job(f"figure5/{name}/seed{seed}", scale.base, settings, needs=(STEM,))
 

@@ -13,17 +13,19 @@ from grpo_jax.reproduce.experiments import ARMS, BESIDE, ORDER, RULES, STEM, Sca
 from grpo_jax.reproduce.records import (
     Curve,
     Samples,
+    beta_of,
     check_same_problems,
     curve_of,
     last_of,
     mistakes_of,
     reward_model_of,
+    risen_since,
     samples_of,
     share_right,
     spent,
 )
 from grpo_jax.reproduce.results import Findings, Table, percent, points
-from grpo_jax.reproduce.statistics import Link, nested_bootstrap, ordering, t_interval, together
+from grpo_jax.reproduce.statistics import Link, nested_bootstrap, ordering, rises, t_interval, together
 
 WATCHED = ("reward", "kl", "frac_reward_zero_std", "entropy", "completions/clipped_ratio")
 STEPS, TOKENS = "steps", "thousands of generated tokens"
@@ -33,6 +35,8 @@ FALL = 0.02  # below its best by more than this, while the score rose: a policy 
 class Run(NamedTuple):
     """One arm from one seed."""
 
+    path: Path
+    beta: float  # of the KL penalty
     curve: Curve
     before: Samples
     after: Samples
@@ -67,7 +71,7 @@ def read(out: Path, name: str, scale: Scale, seed: int) -> Run:
     before, after = (samples_of(run, when) for when in ("before", "after"))
     found = [mistakes_of(run, when) for when in ("before", "after")]
     unknown = tuple(one.others if one else 0.0 for one in found)
-    return Run(curve_of(run), before, after, last_of(run, WATCHED), spent(run), unknown)
+    return Run(run, beta_of(run), curve_of(run), before, after, last_of(run, WATCHED), spent(run), unknown)
 
 
 def verdicts(
@@ -79,13 +83,21 @@ def verdicts(
     said = [f"{names}, at the end of training, by {measure} on held-out problems: {whole}."]
     said += [f"{sentence(link)}" for link in links]
     said.append("With rewards that are never wrong: " + " ".join(sentence(link) for link in beside))
-    greedy = {name: t_interval([run.curve.values["greedy"][-1] for run in runs[name]]).mean for name in ORDER}
-    order = sorted(ORDER, key=greedy.__getitem__)
-    said.append(
-        "By greedy accuracy the order of the means is "
-        + " < ".join(f"{ARMS[name].title} ({100 * greedy[name]:.1f} %)" for name in order)
-        + "."
-    )
+    greedy = {name: [[run.curve.values["greedy"][-1]] for run in runs[name]] for name in ORDER}  # [seeds][1]
+    by_greedy = ordering(ORDER, [greedy[name] for name in ORDER])
+    said.append("By greedy accuracy, paired by seed: " + " ".join(sentence(link) for link in by_greedy))
+    means = {name: f"{100 * np.mean(values):.1f} %" for name, values in greedy.items()}
+    said.append(f"By greedy accuracy the order of the means is {in_order(means)}.")
+    return said
+
+
+def in_order(means: Mapping[str, str]) -> str:
+    """Arms by their means, `RFT (12.5 %) = Online RFT (12.5 %) < GRPO+OS (54.2 %)`; equal is what is shown as equal."""
+    first, *others = sorted(means, key=lambda name: float(means[name].split()[0]))
+    said, last = f"{ARMS[first].title} ({means[first]})", first
+    for name in others:
+        said += f" {'=' if means[name] == means[last] else '<'} {ARMS[name].title} ({means[name]})"
+        last = name
     return said
 
 
@@ -103,14 +115,14 @@ def budget(runs: Mapping[str, Sequence[Run]], scale: Scale) -> list[str]:
         low, high = (int(end(one[name] for one in each)) for end in (min, max))
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
-    rates = ", ".join(f"{ARMS[name].title} {rate:g}" for name, rate in scale.rates.items())
     return [
         f"Budget of each run: {between('optimizer_steps')} updates, {between('completions')} completions, "
         f"{between('generated_tokens')} generated tokens. Seeds: {len(scale.seeds)}.",
-        f"Learning rate: {f'that of the file, but {rates}' if rates else 'the same for all arms, that of the file'}, "
-        "not searched for each. RFT and online RFT have no KL penalty, as in the paper; the GRPO arms have the file's.",
-        "Intervals are of 95 %: t over seeds in bands and in the columns marked t; bootstrap over seeds and problems, "
-        "of paired differences, in the orderings. An ordering held if its whole interval is above 0.",
+        "Learning rate: the same for all arms, that of the file, not searched for each. Beta, the coefficient of the "
+        "KL penalty, is in the table; in the paper RFT and online RFT have none, and GRPO has 0.04.",
+        "Intervals are of 95 %: t over seeds in bands and in the columns marked t; of paired differences, in the "
+        "orderings, the hull of t over seeds and bootstrap over seeds and problems. An ordering held if its whole "
+        "interval is above 0; from one seed it cannot be told.",
     ]
 
 
@@ -134,19 +146,39 @@ def causes(runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
     said = []
     for name, of in runs.items():
         curve = np.mean([run.curve.values[measure] for run in of], axis=0)
-        best, at = float(curve.max()), of[0].curve.steps[int(curve.argmax())]
-        rose = np.mean([run.metrics["last/reward"] - run.metrics["first/reward"] for run in of])
-        then, now = (f"{share:.0%}" for share in np.mean([run.unknown for run in of], axis=0))
-        if ARMS[name].reward not in RULES and best - curve[-1] > FALL and rose > 0:
-            said.append(
-                f"{ARMS[name].title} fell from {100 * best:.1f} % at step {at} to {100 * curve[-1]:.1f} % while the "
-                f"reward model's score of its completions rose by {rose:.3f}: it has learnt the model's mistakes. Of "
-                f"its wrong solutions {now} begin with a mistake that no student makes, of the SFT policy's {then}: "
-                "the reward model had hardly met these."
-            )
+        if ARMS[name].reward not in RULES and curve.max() - curve[-1] > FALL:
+            at = of[0].curve.steps[int(curve.argmax())]
+            fell = f"{ARMS[name].title} fell from {100 * curve.max():.1f} % at step {at} to {100 * curve[-1]:.1f} %"
+            said.append(fell + why_it_fell(of, at))
     dead = {name: np.mean([run.metrics["last/frac_reward_zero_std"] for run in of]) for name, of in runs.items()}
     shares = ", ".join(f"{ARMS[name].title} {share:.0%}" for name, share in dead.items())
     return [*said, f"Groups whose rewards are all equal, in the last tenth of the steps: {shares}."]
+
+
+def why_it_fell(of: Sequence[Run], at: int) -> str:
+    """The rest of a sentence on an arm that fell after its step `at`: each cause only if t-intervals of seeds show it.
+
+    A policy that exploits its reward model has rising scores while its answers get worse, so what counts is the rise
+    from the best step on. That it found mistakes which the model had hardly met is one way to do so.
+    """
+    rise = t_interval([risen_since(run.path, at) for run in of])
+    scored = f"{rise.mean:+.3f}" + (f" [{rise.low:+.3f}, {rise.high:+.3f}]" if len(of) > 1 else "")
+    if rises(rise) != "held":
+        return (
+            f"; the reward model's score of its completions has not clearly risen from there on ({scored}): that it "
+            "has learnt the model's mistakes cannot be told."
+        )
+    more = t_interval([run.unknown[1] - run.unknown[0] for run in of])
+    then, now = (f"{share:.0%}" for share in np.mean([run.unknown for run in of], axis=0))
+    return (
+        f" while the reward model's score of its completions rose from there on ({scored}): it has learnt the model's "
+        f"mistakes. Of its wrong solutions {now} begin with a mistake that no student makes, of the SFT policy's {then}"
+        + (
+            f", {points(more)} points: the reward model had hardly met these."
+            if rises(more) == "held"
+            else f", {points(more)} points, which is no clear rise: the cause is not in new kinds of mistakes."
+        )
+    )
 
 
 def arms_table(runs: Mapping[str, Sequence[Run]], finals: Mapping[str, Any], measure: str) -> Table:
@@ -157,6 +189,7 @@ def arms_table(runs: Mapping[str, Sequence[Run]], finals: Mapping[str, Any], mea
         rows.append(
             [
                 ARMS[name].title,
+                " ".join(sorted({f"{run.beta:g}" for run in of})),
                 f"{100 * start.mean:.1f} %",
                 percent(t_interval([row.mean() for row in finals[name]])),
                 percent(nested_bootstrap(finals[name])),
@@ -168,12 +201,13 @@ def arms_table(runs: Mapping[str, Sequence[Run]], finals: Mapping[str, Any], mea
             ]
         )
     headers = (
-        "arm|before|"
+        "arm|beta|before|"
         + f"{measure}, t over seeds|{measure}, bootstrap|greedy, t over seeds|reward at the end|KL|new mistakes|tokens"
     )
     caption = (
         "Held-out accuracy at the end of training, mean over seeds. New mistakes: share of the wrong solutions whose "
-        "first mistake is not a carry or borrow forgotten, which is what the students and so the SFT policy do."
+        "first mistake is not a carry or borrow forgotten, which is what the students and so the SFT policy do. Beta: "
+        "coefficient of the KL penalty; the paper's GRPO has 0.04."
     )
     return Table(caption, headers.split("|"), rows)
 

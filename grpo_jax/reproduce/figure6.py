@@ -22,6 +22,7 @@ from grpo_jax.reproduce.records import (
     samples_of,
     share_right,
     spent,
+    spent_beside,
 )
 from grpo_jax.reproduce.results import Findings, Table, percent, points
 from grpo_jax.reproduce.statistics import paired, rises, t_interval
@@ -35,6 +36,7 @@ class Run(NamedTuple):
     rewards: list[tuple[int, float]]  # step and mean reward in training, a mean over some steps each
     refreshes: list[tuple[float, float]]  # AUC of the reward model on fresh solutions, before and after it learnt
     spent: dict[str, float]  # completions, generated_tokens, optimizer_steps, ... of the rl stage
+    beside: dict[str, float]  # the same of line 12, which has the reward model go on
 
 
 def findings(scale: Scale, out: Path) -> Findings:
@@ -49,7 +51,7 @@ def findings(scale: Scale, out: Path) -> Findings:
     return Findings(
         name="figure6",
         title=f"Figure 6 in small ({scale.name}): {ITERATIONS} outer iterations of GRPO with process supervision",
-        verdicts=verdicts(np.diff(at["iterative"], axis=1), ahead, measure),
+        verdicts=verdicts(at, ahead, more_tokens(runs), measure),
         remarks=[*remarks(scale), taken(runs), *reward_models(runs["iterative"])],
         tables=[table(at, borders)],
         panels=[accuracy(runs, measure, borders), reward(runs, borders)],
@@ -60,7 +62,8 @@ def findings(scale: Scale, out: Path) -> Findings:
 
 def read(run: Path) -> Run:
     """The records of one arm from one seed."""
-    return Run(curve_of(run), samples_of(run, "after"), reward_curve(run), refreshes(run, "auc"), spent(run))
+    rewards, measured = reward_curve(run), refreshes(run, "auc")
+    return Run(curve_of(run), samples_of(run, "after"), rewards, measured, spent(run), spent_beside(run))
 
 
 def at_steps(curve: Curve, measure: str, steps: Sequence[int]) -> list[float]:
@@ -71,12 +74,19 @@ def at_steps(curve: Curve, measure: str, steps: Sequence[int]) -> list[float]:
     return [known[step] for step in steps]
 
 
-def verdicts(gains: np.ndarray, ahead: Interval, measure: str) -> list[str]:
-    """Which of the paper's claims held, in words; `gains` [seeds, iterations]."""
+def verdicts(at: Mapping[str, np.ndarray], ahead: Interval, more: float, measure: str) -> list[str]:
+    """Which of the paper's claims held, in words; `at` [seeds, borders], `more` tokens than without a refresh.
+
+    Later steps bring less by themselves, so gains are told over those of the arm without a refresh at these steps too.
+    """
+    gains, over = (np.diff(rows, axis=1) for rows in (at["iterative"], at["iterative"] - at["once"]))
     first, later = t_interval(gains[:, 1] - gains[:, 2]), t_interval(gains[:, 0] - gains[:, 1])
+    beside = t_interval(over[:, 1] - over[:, 2])
     said = [
         f"Of the iterations with a new reference and reward model the first helps more than the second, by {measure}: "
         f"{rises(first)} ({points(first)} points).",
+        f"So it does by what each gains over the same steps without a refresh: {rises(beside)} ({points(beside)} "
+        "points).",
         f"The round before them, Iteration-0 from the SFT policy, helps more than the first: {rises(later)} "
         f"({points(later)} points).",
     ]
@@ -84,8 +94,8 @@ def verdicts(gains: np.ndarray, ahead: Interval, measure: str) -> list[str]:
         gain = t_interval(column)
         said.append(f"Iteration-{number} improves the policy: {rises(gain)} ({points(gain)} points).")
     said.append(
-        f"At equal steps, iterating is better than going on with the first reference and reward model: {rises(ahead)} "
-        f"({points(ahead)} points)."
+        f"At equal steps of the policy, with {more:,.0f} more tokens for the reward model, iterating is better than "
+        f"going on with the first reference and reward model: {rises(ahead)} ({points(ahead)} points)."
     )
     return said
 
@@ -97,32 +107,52 @@ def remarks(scale: Scale) -> list[str]:
         f"Each iteration: {scale.iteration_steps} updates; then the reference becomes the policy, and the reward model "
         f"learns for {c['max_steps']} updates from Math-Shepherd labels of fresh solutions of {c['num_problems']} "
         "problems, made by the policy itself, with 10 % of the old ones.",
-        f"Seeds: {len(scale.seeds)}. Intervals are of 95 %: t over seeds; of the last claim bootstrap over seeds and "
-        "problems, of paired differences.",
+        f"Seeds: {len(scale.seeds)}. Intervals are of 95 %: t over seeds; of the last claim, of differences paired by "
+        "seed and problem, the hull of t over seeds and bootstrap over seeds and problems.",
     ]
 
 
+def more_tokens(runs: Mapping[str, Sequence[Run]]) -> float:
+    """Tokens that the reward model's further training had generated, more than in the arm without, mean over seeds."""
+    each = {name: np.mean([run.beside["generated_tokens"] for run in of]) for name, of in runs.items()}
+    return float(each["iterative"] - each["once"])
+
+
 def taken(runs: Mapping[str, Sequence[Run]]) -> str:
-    """What the arms took, by the runs' ledgers."""
-    each = {
-        name: {what: np.mean([run.spent[what] for run in of]) for what in ("optimizer_steps", "generated_tokens")}
-        for name, of in runs.items()
-    }
-    return "Taken, mean over seeds: " + "; ".join(
-        f"{ITERATIVE[name]} {one['optimizer_steps']:,.0f} updates of the policy, {one['generated_tokens']:,.0f} "
-        "generated tokens"
-        for name, one in each.items()
-    )
+    """What the arms took, by the runs' ledgers: for the policy, and for the reward model between iterations."""
+    said = []
+    for name, of in runs.items():
+        took, more = (
+            {what: f"{np.mean([counts[what] for counts in each]):,.0f}" for what in of[0].spent}
+            for each in ([run.spent for run in of], [run.beside for run in of])
+        )
+        said.append(
+            f"{ITERATIVE[name]} {took['optimizer_steps']} updates of the policy, {took['completions']} completions, "
+            f"{took['generated_tokens']} generated tokens; for the reward model {more['completions']} more "
+            f"completions, {more['generated_tokens']} tokens, {more['optimizer_steps']} of its updates"
+        )
+    return "Taken, mean over seeds: " + "; ".join(said) + "."
 
 
 def reward_models(of: Sequence[Run]) -> list[str]:
-    """How well the reward model judged what the policy wrote by then, and what it gained by learning from it."""
+    """How well the reward model judged what the policy wrote by then, and what it gained by learning from it.
+
+    Raises `RecordError` if the seeds' runs have not had as many refreshes.
+    """
     said = []
-    for number, both in enumerate(zip(*(run.refreshes for run in of), strict=False)):
-        before, after = np.mean(both, axis=0)
+    counts = [len(run.refreshes) for run in of]
+    if len(set(counts)) > 1:
+        raise RecordError(
+            f"the runs of {ITERATIVE['iterative']} measured {', '.join(map(str, counts))} refreshes of the reward "
+            "model, by seed; run them again in a new output directory"
+        )
+    for number, each in enumerate(zip(*(run.refreshes for run in of), strict=True)):
+        known = [pair for pair in each if np.isfinite(pair).all()]  # an AUC wants good and bad steps
+        before, after = np.mean(known, axis=0) if known else (np.nan, np.nan)
+        some = "" if len(known) == len(each) else f" Measured for {len(known)} of {len(each)} seeds."
         said.append(
             f"After Iteration-{number} the reward model's AUC on steps of fresh solutions, by their Math-Shepherd "
-            f"labels, was {before:.3f}; after learning from others {after:.3f}."
+            f"labels, was {before:.3f}; after learning from others {after:.3f}.{some}"
         )
     return said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -51,7 +52,8 @@ def findings(scale: Scale, out: Path) -> Findings:
             f"{scale.ks[-1]} samples of each of {len(values['sft']['pass'][1][0])} held-out problems at temperature 1, "
             f"by {len(scale.seeds)} reinforced policies and, with the same seeds, by the SFT policy. Each number is an "
             "exact expectation over all subsets of K samples.",
-            "Intervals are of 95 %: bootstrap over seeds and problems, of differences paired by both.",
+            "Intervals are of 95 %: bootstrap over seeds and problems; of differences, paired by both, the hull of it "
+            "and t over seeds.",
         ],
         tables=[table(compared)],
         panels=[panel(compared, family) for family in FAMILIES],
@@ -70,17 +72,27 @@ def verdicts(compared: Sequence[Compared], most: int) -> list[str]:
     votes = [one for one in compared if one.family == "maj" and one.k >= FEW]
     (last,) = [one for one in compared if (one.family, one.k) == ("pass", most)]
     up: list[Verdict] = [rises(one.difference) for one in votes]
-    flat = stays(last.difference, MARGIN)
+    flat, why = no_rise(last)
     said = [
         f"RL raises Maj@K and not Pass@K: {together([*up, flat])}.",
         f"Maj@K rises, for each K from {votes[0].k} to {votes[-1].k}: {together(up)} "
         f"({', '.join(f'K = {one.k} {points(one.difference)}' for one in votes)} points).",
-        f"Pass@{most} rises by no more than {100 * MARGIN:g} point: {flat} ({points(last.difference)} points).",
+        f"Pass@{most} rises by no more than {100 * MARGIN:g} point: {flat}{why} ({points(last.difference)} points).",
     ]
-    crossed = [one.k for one in compared if one.family == "pass" and one.difference.mean <= 0]
-    if crossed:
-        said.append(f"From K = {min(crossed)} on, the SFT policy has at least as much Pass@K as the reinforced one.")
+    passes = [one for one in compared if one.family == "pass"]
+    if tail := list(itertools.takewhile(lambda one: one.difference.mean <= 0, reversed(passes))):
+        said.append(f"From K = {tail[-1].k} on, the SFT policy has at least as much Pass@K as the reinforced one.")
     return said
+
+
+def no_rise(last: Compared) -> tuple[Verdict, str]:
+    """Whether Pass@K stays within the margin, and why not to be told where the SFT policy has no room to rise by it.
+
+    A policy near 100 % cannot rise whatever RL does; only a clear fall is then told from no change.
+    """
+    if 1 - last.before.mean < MARGIN and last.difference.high >= 0:
+        return "cannot be told", f", as the SFT policy has {100 * last.before.mean:.1f} % and less room than that"
+    return stays(last.difference, MARGIN), ""
 
 
 def table(compared: Sequence[Compared]) -> Table:

@@ -14,7 +14,7 @@ from grpo_jax.configure.documents import read
 from grpo_jax.data.labels.arithmetic import true_labels
 from grpo_jax.evaluation.estimators import majority_at_k, mean_at_n, pass_at_k
 from grpo_jax.evaluation.voting import classes
-from grpo_jax.reporting.ledger import read_ledger
+from grpo_jax.reporting.ledger import read_ledger, totals
 from grpo_jax.reporting.metrics import read_metrics
 from grpo_jax.reproduce.mistakes import Mistakes, mistakes
 
@@ -32,7 +32,7 @@ class Curve(NamedTuple):
 class Samples(NamedTuple):
     """What became of the samples of an evaluation."""
 
-    ids: tuple[str, ...]  # of the problems
+    problems: tuple[tuple[str, str], ...]  # id and question: an id is a place in its source, whatever its seed
     right: np.ndarray  # [problems, n] bool
     votes: list[list[str | None]]  # [problems][n], the class of equal answers that each belongs to
 
@@ -57,8 +57,16 @@ def curve_of(run: Path) -> Curve:
 
 
 def spent(run: Path) -> dict[str, float]:
-    """What the rl stage of a run took, by the run's ledger: completions, generated_tokens, optimizer_steps, ..."""
+    """What the rl stage of a run took for the policy, by the run's ledger: completions, generated_tokens, ..."""
     return read_ledger(run)["stages"]["rl"]["counts"]
+
+
+def spent_beside(run: Path) -> dict[str, float]:
+    """What line 12 took between outer iterations, solutions and labels for the reward model and its training.
+
+    The same counts as `spent`, which has none of these: they are in the ledgers of rl/iteration_i. All 0 where none is.
+    """
+    return totals(read_ledger(run).get("parts", {}).values())
 
 
 def samples_of(run: Path, name: str) -> Samples:
@@ -68,7 +76,7 @@ def samples_of(run: Path, name: str) -> Samples:
     right = np.array([[sample["right"] for sample in row["samples"]] for row in rows], bool)
     answers = [[sample["answer"] for sample in row["samples"]] for row in rows]
     votes = [classes(given, good) for given, good in zip(answers, right, strict=True)]
-    return Samples(tuple(row["id"] for row in rows), right, votes)
+    return Samples(tuple((row["id"], row["question"]) for row in rows), right, votes)
 
 
 def mistakes_of(run: Path, name: str) -> Mistakes | None:
@@ -92,10 +100,11 @@ def check_same_problems(runs: Sequence[tuple[str, Samples]]) -> None:
     """Raise `RecordError` if evaluations that are to be compared in pairs were not asked the same problems."""
     (first, expected), *others = runs
     for name, samples in others:
-        if samples.ids != expected.ids:
+        if samples.problems != expected.problems:
+            asked = f"{len(expected.problems)} and {len(samples.problems)}"
             raise RecordError(
-                f"{first} and {name} were asked {len(expected.ids)} and {len(samples.ids)} problems that are not the "
-                "same in the same order; run both again in a new output directory"
+                f"{first} and {name} were asked {asked} problems that are not the same in the same order; run both "
+                "again in a new output directory"
             )
 
 
@@ -110,6 +119,22 @@ def last_of(run: Path, names: Sequence[str], share: float = 0.1) -> dict[str, fl
             if values:
                 found[f"{where}/{name}"] = float(np.mean(values))
     return found
+
+
+def risen_since(run: Path, step: int, share: float = 0.1) -> float:
+    """The mean reward of the last tenth of the rl stage's steps, less that of as many just after `step` updates.
+
+    Where fewer than twice a tenth are left, of the later half less the earlier one; 0 where that leaves nothing.
+    """
+    told = [(line["step"], line["reward"]) for line in read_metrics(run / "rl" / "metrics.jsonl") if "reward" in line]
+    rest = [reward for at, reward in told if at > step]
+    few = min(max(1, round(share * len(told))), len(rest) // 2)
+    return float(np.mean(rest[-few:]) - np.mean(rest[:few])) if few else 0.0
+
+
+def beta_of(run: Path) -> float:
+    """The coefficient of the KL penalty in a run's config."""
+    return read(run / "config.yaml").tree["rl"]["algorithm"]["beta"]
 
 
 def reward_model_of(stem: Path) -> dict[str, Any]:
@@ -148,7 +173,16 @@ def reward_curve(run: Path, every: int = 10) -> list[tuple[int, float]]:
 
 
 def refreshes(run: Path, measure: str) -> list[tuple[float, float]]:
-    """What was measured of the reward model on fresh solutions at each continued training, before it and after."""
+    """What was measured of the reward model on fresh solutions at each continued training, before it and after.
+
+    nan where the measure could not be taken.
+    """
     keys = [f"reward_model/{measure}_{when}" for when in ("before", "after")]
-    lines = read_metrics(run / "rl" / "metrics.jsonl")
-    return [(line[keys[0]], line[keys[1]]) for line in lines if all(line.get(key) is not None for key in keys)]
+    lines = [line for line in read_metrics(run / "rl" / "metrics.jsonl") if any(map(is_of_refresh, line))]
+    found = [[line.get(key) for key in keys] for line in lines]
+    return [tuple(float("nan") if value is None else value for value in pair) for pair in found]
+
+
+def is_of_refresh(key: str) -> bool:
+    """Whether a metric is one of those that are written once for each continued training of the reward model."""
+    return key.startswith("reward_model/") and key.endswith("_before")

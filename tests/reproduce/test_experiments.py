@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from grpo_jax.configure import dump, load, tree_of
+from grpo_jax.configure import dump, kind_class, load, tree_of
 from grpo_jax.reproduce.experiments import ARMS, BEST, FIGURES, ITERATIONS, RULES, SCALES, STEM, jobs_of, stem_job
 from grpo_jax.reproduce.schedule import Job
 
@@ -43,17 +43,31 @@ def test_all_settings_are_valid(configs):
     assert len(configs) == 2 * (1 + len(ARMS) + 2 + 2)
 
 
+def algorithm(arm, scale):
+    """The arm's algorithm as it is to be: its kind's defaults, the file's if it is of this kind, and the arm's own."""
+    given = yaml.safe_load(scale.base.read_text())["rl"]["algorithm"]
+    own = {key: value for key, value in given.items() if arm.kind == given["kind"] and key != "kind"}
+    return tree_of(kind_class("algorithms", arm.kind)(**own | dict(arm.settings)))
+
+
+def test_rejection_sampling_has_no_penalty_and_grpo_that_of_the_file():
+    """As in the paper, whose RFT and online RFT have no KL term."""
+    for scale in SCALES.values():
+        penalty = yaml.safe_load(scale.base.read_text())["rl"]["algorithm"]["beta"]
+        betas = {name: algorithm(arm, scale)["beta"] for name, arm in ARMS.items()}
+        assert penalty > 0 and betas == {name: 0.0 if "rft" in name else penalty for name in ARMS}
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_arms_differ_in_method_and_reward_alone(configs, scale):
-    rest = []
+    rest, of_file = [], yaml.safe_load(SCALES[scale].base.read_text())
     for name, arm in ARMS.items():
         tree = tree_of(configs[scale, f"figure5/{name}/seed1"])
-        assert tree["rl"].pop("algorithm")["kind"] == arm.kind
+        assert tree["rl"].pop("algorithm") == algorithm(arm, SCALES[scale])
         (given,) = tree["rl"].pop("rewards")
         assert given["kind"] == RULES.get(arm.reward, {"kind": "learned"})["kind"]
         assert given.get("supervision") == (None if arm.reward in RULES else arm.reward)
-        rate = tree["rl"]["optimizer"].pop("learning_rate")
-        assert rate == SCALES[scale].rates.get(name, rate)
+        assert tree["rl"]["optimizer"]["learning_rate"] == of_file["rl"]["optimizer"]["learning_rate"]
         del tree["output_dir"]
         rest.append(tree)
     assert all(tree == rest[0] for tree in rest)

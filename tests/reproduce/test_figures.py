@@ -5,9 +5,12 @@ import json
 import pytest
 
 from grpo_jax.configure import dump, find, kind_class
+from grpo_jax.evaluation.estimators import Interval
+from grpo_jax.reporting.ledger import COUNTED
 from grpo_jax.reproduce import figure5, figure6, figure7
 from grpo_jax.reproduce.experiments import ARMS, BEST, ITERATIONS, ITERATIVE, SCALES, STEM
-from grpo_jax.reproduce.records import RecordError, curve_of, reward_curve, samples_of
+from grpo_jax.reproduce.figure7 import Compared
+from grpo_jax.reproduce.records import RecordError, curve_of, reward_curve, risen_since, samples_of
 from grpo_jax.reproduce.results import write
 
 SCALE = SCALES["tiny"]
@@ -19,7 +22,7 @@ def put(path, text):
     path.write_text(text)
 
 
-def put_samples(run, name, shares, n=8, *, ids=None, wrong="45"):
+def put_samples(run, name, shares, n=8, *, question="47+8=", wrong="45"):
     """Samples of which so large a share is right on each problem; a wrong answer is `wrong`."""
     rows = []
     for i, share in enumerate(shares):
@@ -27,11 +30,11 @@ def put_samples(run, name, shares, n=8, *, ids=None, wrong="45"):
         samples = [
             {"right": ok, "answer": answer, "text": answer} for ok in right for answer in ["55" if ok else wrong]
         ]
-        rows.append({"id": f"{ids or 'test'}-{i}", "question": "47+8=", "samples": samples})
+        rows.append({"id": f"test-{i}", "question": question, "samples": samples})
     put(run / "evaluation" / f"{name}.samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def put_run(run, curve, rewards=(0.3, 0.9), refreshed=None, **samples):
+def put_run(run, curve, rewards=(0.3, 0.9), refreshed=None, parts=None, beta=0.2, wrong_after="45"):
     """A run of `rl` with 10 steps a point of its curve; what it generates is 100 tokens a step."""
     first, *later = curve
     put(run / "evaluation" / "before.json", json.dumps({"metrics": metrics("", first, boxed=True)}))
@@ -43,10 +46,15 @@ def put_run(run, curve, rewards=(0.3, 0.9), refreshed=None, **samples):
         if step % 10 == 0:
             lines.append({"step": step, **metrics("eval/", later[step // 10 - 1])})
     put(run / "rl" / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    counts = {"optimizer_steps": total, "completions": 8 * total, "generated_tokens": 100 * total}
-    put(run / "ledger.json", json.dumps({"stages": {"rl": {"counts": counts}}}))
-    for name, share in (("before", first), ("after", curve[-1])):
-        put_samples(run, name, [share] * PROBLEMS, **samples)
+    counts = counted(optimizer_steps=total, completions=8 * total, generated_tokens=100 * total)
+    put(run / "ledger.json", json.dumps({"stages": {"rl": {"counts": counts}}} | ({"parts": parts} if parts else {})))
+    put(run / "config.yaml", dump({"rl": {"algorithm": {"beta": beta}}}))
+    put_samples(run, "before", [first] * PROBLEMS)
+    put_samples(run, "after", [curve[-1]] * PROBLEMS, wrong=wrong_after)
+
+
+def counted(**numbers):
+    return dict.fromkeys(COUNTED, 0) | numbers
 
 
 def metrics(prefix, value, boxed=False):
@@ -78,17 +86,22 @@ LABELS = ("solutions", "right_solutions", "steps", "hard", "completions")
 MEASURES = ("auc", "accuracy", "first_error", "first_error/flawed")
 
 
-def put_figure5(out, ends, **options):
+def put_figure5(out, ends, of_each=None, **options):
+    """Runs that end there; `of_each` is given to `put_run` for each arm, `options` are an arm's earlier points."""
     put_stem(out)
     for name, by_seed in ends.items():
         for seed, end in zip(SCALE.seeds, by_seed, strict=True):
-            put_run(out / "figure5" / name / f"seed{seed}", [0.25, *options.get(name, []), end])
+            put_run(
+                out / "figure5" / name / f"seed{seed}",
+                [0.25, *options.get(name, []), end],
+                **(of_each or {}).get(name, {}),
+            )
 
 
 AS_IN_THE_PAPER = {
-    "rft": (0.375, 0.375, 0.375),
-    "online_rft": (0.5, 0.5, 0.5),
-    "grpo_os": (0.625, 0.75, 0.625),
+    "rft": (0.125, 0.125, 0.125),
+    "online_rft": (0.25, 0.25, 0.25),
+    "grpo_os": (0.5, 0.625, 0.5),
     "grpo_ps": (0.875, 0.875, 1.0),
     "grpo_os_rule": (0.75, 0.75, 0.75),
     "grpo_ps_rule": (0.75, 0.75, 0.75),
@@ -102,44 +115,96 @@ def test_figure5_when_all_orderings_hold(tmp_path):
         ": held."
     )
     assert found.verdicts[1] == "RFT < Online RFT: held (+12.5 [+12.5, +12.5] points)."
-    assert "RFT (37.5 %) < Online RFT (50.0 %) < GRPO+OS (66.7 %) < GRPO+PS (91.7 %)" in found.verdicts[-1]
+    assert "RFT (12.5 %) < Online RFT (25.0 %) < GRPO+OS (54.2 %) < GRPO+PS (91.7 %)" in found.verdicts[-1]
     rows = {row[0]: row for row in found.tables[0].rows}
-    assert rows["RFT"][1] == "25.0 %" and rows["RFT"][2] == "37.5 % [37.5, 37.5]" and rows["RFT"][-1] == "1,000"
+    assert (
+        rows["RFT"][1] == "0.2"
+        and rows["RFT"][2] == "25.0 %"
+        and rows["RFT"][3] == "12.5 % [12.5, 12.5]"
+        and rows["RFT"][-1] == "1,000"
+    )
     assert found.remarks[0].startswith("Budget of each run: 10 updates, 80 completions, 1,000 generated tokens.")
     assert any("first error found in 97.0%" in line for line in found.remarks)
     assert any("really good 33.3% are called good, of the bad 0.0%" in line for line in found.remarks)
 
 
 def test_figure5_says_what_did_not_hold_and_what_cannot_be_told(tmp_path):
-    ends = AS_IN_THE_PAPER | {"online_rft": (0.25, 0.25, 0.25), "grpo_os": (0.125, 0.5, 0.5)}
+    ends = AS_IN_THE_PAPER | {"online_rft": (0.0, 0.0, 0.0), "grpo_os": (0.125, 0.5, 0.5)}
     put_figure5(tmp_path, ends)
     found = figure5.findings(SCALE, tmp_path)
     assert found.verdicts[0].endswith(": did not hold.")
     assert found.verdicts[1].startswith("RFT < Online RFT: did not hold (-12.5")
-    assert found.verdicts[2].startswith("Online RFT < GRPO+OS: cannot be told (+12.5 [-12.5, +25.0]")
+    assert found.verdicts[2].startswith("Online RFT < GRPO+OS: cannot be told (+37.5 [-16.3, +91.3]")
 
 
-def test_figure5_names_an_exploited_reward_model(tmp_path):
-    """Two arms get worse while their rewards rise; a rule is never wrong."""
-    ends = AS_IN_THE_PAPER
+def test_figure5_tells_beta_and_the_order_by_greedy(tmp_path):
+    ends = AS_IN_THE_PAPER | {"online_rft": AS_IN_THE_PAPER["rft"]}
+    put_figure5(tmp_path, ends, {"rft": {"beta": 0.0}, "grpo_os": {"beta": 0.04}})
+    found = figure5.findings(SCALE, tmp_path)
+    assert [row[1] for row in found.tables[0].rows] == ["0", "0.2", "0.04", "0.2", "0.2", "0.2"]
+    assert "RFT (12.5 %) = Online RFT (12.5 %) < GRPO+OS (54.2 %)" in found.verdicts[-1]
+    assert found.verdicts[-2].startswith(
+        "By greedy accuracy, paired by seed: RFT < Online RFT: cannot be told (+0.0 [+0.0, +0.0] points). "
+        "Online RFT < GRPO+OS: held (+41.7 [+23.7, +59.6] points)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("of_best", "said"),
+    [
+        ({"wrong_after": "99"}, "100% begin with a mistake that no student makes, of the SFT policy's 0%, +100.0 "),
+        (
+            {},
+            "0% begin with a mistake that no student makes, of the SFT policy's 0%, +0.0 [+0.0, +0.0] points, which is",
+        ),
+        ({"rewards": (0.9, 0.3)}, "score of its completions has not clearly risen from there on (-0.240 "),
+    ],
+)
+def test_figure5_names_an_exploited_reward_model(tmp_path, of_best, said):
+    """Some arms get worse while their rewards rise; a rule is never wrong. New mistakes are one cause."""
     put_figure5(
         tmp_path,
-        ends,
+        AS_IN_THE_PAPER | {"grpo_ps": (0.75, 0.75, 0.875)},
+        {"grpo_ps": of_best},
         grpo_ps=[1.0],
         rft=[0.75],
         online_rft=[0.5],
-        grpo_os=[0.625],
+        grpo_os=[0.5],
         grpo_os_rule=[1.0],
         grpo_ps_rule=[0.75],
     )
-    said = [line for line in figure5.findings(SCALE, tmp_path).remarks if "has learnt the model's mistakes" in line]
-    assert len(said) == 1 and said[0].startswith("GRPO+PS fell from 100.0 % at step 10 to 91.7 %")
-    assert "0% begin with a mistake that no student makes" in said[0]
+    (line,) = [line for line in figure5.findings(SCALE, tmp_path).remarks if "learnt the model's mistakes" in line]
+    assert line.startswith("GRPO+PS fell from 100.0 % at step 10 to 79.2 %") and said in line
+    assert ("had hardly met" in line) == ("wrong_after" in of_best)
+    assert ("has learnt the model's mistakes." in line) == ("rewards" not in of_best)
+
+
+@pytest.mark.parametrize(("step", "rise"), [(0, 0.54), (10, 0.24), (17, 0.06), (19, 0.0), (20, 0.0)])
+def test_a_rise_is_measured_from_a_step_on(tmp_path, step, rise):
+    """Rewards rise by 0.03 a step for 20 steps: a tenth is 2 of them."""
+    put_run(tmp_path, [0.25, 0.5, 0.75])
+    assert risen_since(tmp_path, step) == pytest.approx(rise)
+
+
+def test_a_score_that_rose_before_the_best_step_alone_is_no_cause(tmp_path):
+    put_figure5(tmp_path, AS_IN_THE_PAPER, grpo_ps=[1.0, 1.0])
+    for seed in SCALE.seeds:
+        path = tmp_path / "figure5" / "grpo_ps" / f"seed{seed}" / "rl" / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(peaked(line)) + "\n" for line in lines))
+    (line,) = [line for line in figure5.findings(SCALE, tmp_path).remarks if line.startswith("GRPO+PS fell")]
+    assert "has not clearly risen from there on (-0.085 [" in line
+
+
+def peaked(line):
+    """A reward that rises to step 10, and then falls by less."""
+    return line if "reward" not in line else line | {"reward": min(line["step"], 15 - 0.5 * line["step"]) / 100}
 
 
 def test_figure5_compares_the_same_problems_only(tmp_path):
+    """Sources of other seeds give other questions the same ids."""
     put_figure5(tmp_path, AS_IN_THE_PAPER)
-    put_samples(tmp_path / "figure5" / "rft" / "seed1", "after", [0.5] * PROBLEMS, ids="others")
+    put_samples(tmp_path / "figure5" / "rft" / "seed1", "after", [0.5] * PROBLEMS, question="47+9=")
     with pytest.raises(RecordError, match="figure5/rft/seed1 and figure5/online_rft/seed1"):
         figure5.findings(SCALE, tmp_path)
 
@@ -148,27 +213,69 @@ def put_figure6(out, iterative, once):
     for name, curves in zip(ITERATIVE, (iterative, once), strict=True):
         for seed in SCALE.seeds:
             points = [value + 0.002 * seed for value in curves for _ in range(SCALE.iteration_steps // 10)]
+            line_12 = counted(optimizer_steps=200, completions=1000, generated_tokens=6000 + seed)
+            parts = {f"rl/iteration_{i}": line_12 for i in (1, 2)} if name == "iterative" else None
             learnt = {60: {"reward_model/auc_before": 0.8 + 0.1 * seed, "reward_model/auc_after": 0.95}}
-            put_run(out / "figure6" / name / f"seed{seed}", [0.25, *points], refreshed=learnt)
+            put_run(out / "figure6" / name / f"seed{seed}", [0.25, *points], refreshed=learnt, parts=parts)
 
 
 @pytest.mark.parametrize(
     ("iterative", "once", "words"),
     [
-        ((0.375, 0.75, 0.875), (0.375, 0.5, 0.5), ("held", "did not hold", "held", "held", "held", "held")),
-        ((0.625, 0.625, 0.5), (0.625, 0.75, 0.75), ("held", "held", "held", None, "did not hold", "did not hold")),
-        ((0.5, 0.5, 0.75), (0.5, 0.5, 0.75), ("did not hold", "held", "held", None, "held", "cannot be told")),
+        ((0.375, 0.75, 0.875), (0.375, 0.5, 0.5), ("held", "held", "did not hold", "held", "held", "held", "held")),
+        (
+            (0.625, 0.625, 0.5),
+            (0.625, 0.75, 0.75),
+            ("held", None, "held", "held", None, "did not hold", "did not hold"),
+        ),
+        ((0.25, 0.75, 0.875), (0.25, 0.75, 0.75), ("held", "did not hold", None, None, "held", "held", "held")),
+        (
+            (0.5, 0.5, 0.75),
+            (0.5, 0.5, 0.75),
+            ("did not hold", "cannot be told", "held", "held", None, "held", "cannot be told"),
+        ),
     ],
 )
 def test_figure6_says_what_came_out(tmp_path, iterative, once, words):
     put_figure6(tmp_path, iterative, once)
     found = figure6.findings(SCALE, tmp_path)
-    assert len(found.verdicts) == 3 + ITERATIONS
+    assert len(found.verdicts) == 4 + ITERATIONS
     for said, word in zip(found.verdicts, words, strict=True):
         assert word is None or f": {word} (" in said
     assert found.remarks[-1].startswith("After Iteration-0 the reward model's AUC")
     assert "was 0.900; after learning from others 0.950" in found.remarks[-1]
     assert [row[0] for row in found.tables[0].rows] == ["SFT policy", "Iteration-0", "Iteration-1", "Iteration-2"]
+
+
+def test_figure6_tells_which_refreshes_are_missing(tmp_path):
+    """An AUC that could not be measured is said; runs with more refreshes than others are not compared."""
+    put_figure6(tmp_path, (0.375, 0.75, 0.875), (0.375, 0.5, 0.5))
+    for seed, more in (
+        (1, '{"step": 60, "reward_model/loss_before": 0.1, "reward_model/auc_before": null}\n'),
+        (2, ""),
+    ):
+        path = tmp_path / "figure6" / "iterative" / f"seed{seed}" / "rl" / "metrics.jsonl"
+        lines = [line for line in path.read_text().splitlines(keepends=True) if "reward_model" not in line]
+        path.write_text("".join(lines) + more)
+        if more:
+            said = figure6.findings(SCALE, tmp_path).remarks[-1]
+            assert "was 0.900; after learning from others 0.950. Measured for 2 of 3 seeds." in said
+    with pytest.raises(RecordError, match="measured 1, 1, 0 refreshes"):
+        figure6.findings(SCALE, tmp_path)
+
+
+def test_figure6_counts_what_the_reward_model_took(tmp_path):
+    """It is in the ledger's parts, not in the counts of the rl stage; mean over the seeds 0, 1, 2."""
+    put_figure6(tmp_path, (0.375, 0.75, 0.875), (0.375, 0.5, 0.5))
+    found = figure6.findings(SCALE, tmp_path)
+    (said,) = [line for line in found.remarks if line.startswith("Taken")]
+    iterative, once = said.split(ITERATIVE["once"])
+    assert "180 updates of the policy, 1,440 completions, 18,000 generated tokens" in iterative
+    assert "for the reward model 2,000 more completions, 12,002 tokens, 400 of its updates" in iterative
+    assert "for the reward model 0 more completions, 0 tokens, 0 of its updates" in once
+    assert found.verdicts[-1].startswith(
+        "At equal steps of the policy, with 12,002 more tokens for the reward model, iterating is better"
+    )
 
 
 def test_figure6_needs_a_measure_at_the_end_of_each_iteration(tmp_path):
@@ -205,6 +312,31 @@ def test_figure7_when_votes_rise_and_pass_does_not(tmp_path):
     assert found.tables[0].rows[0][0] == "Maj@1" and len(found.tables[0].rows) == 2 * len(SCALE.ks)
 
 
+def test_figure7_at_the_ceiling_cannot_tell_whether_pass_would_rise(tmp_path):
+    put_figure7(tmp_path, [0.25] * PROBLEMS, [0.875] * PROBLEMS)
+    found = figure7.findings(SCALE, tmp_path)
+    assert found.verdicts[0] == "RL raises Maj@K and not Pass@K: cannot be told."
+    assert found.verdicts[2] == (
+        "Pass@64 rises by no more than 1 point: cannot be told, as the SFT policy has 100.0 % and less room than that "
+        "(+0.0 [+0.0, +0.0] points)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("passes", "said"),
+    [((-1, 2, -1, -2), ["From K = 16 on"]), ((-2, 2, -1, 0.5), []), ((0, -1, -2, -1), ["From K = 1 on"])],
+)
+def test_figure7_crosses_where_the_sft_policy_stays_ahead(passes, said):
+    """Points of difference for K = 1, 4, 16, 64: an earlier K with less counts for nothing."""
+    nothing = Interval(0.5, 0.4, 0.6)
+    compared = [
+        Compared(family, k, nothing, nothing, Interval(by / 100, by / 100 - 0.1, by / 100 + 0.1))
+        for family in ("maj", "pass")
+        for k, by in zip((1, 4, 16, 64), passes, strict=True)
+    ]
+    assert [line[: line.index(" on") + 3] for line in figure7.verdicts(compared, 64)[3:]] == said
+
+
 def test_figure7_when_pass_rises_too(tmp_path):
     put_figure7(tmp_path, [0.25] * 30 + [0.0] * 30, [0.75] * PROBLEMS)
     found = figure7.findings(SCALE, tmp_path)
@@ -225,7 +357,7 @@ def test_four_files_are_written(tmp_path):
     assert numbers["arms"]["grpo_ps"]["final mean@8 by seed"] == [0.875, 0.875, 1.0]
     svg, markdown, page = (path.read_text() for path in paths[:3])
     assert svg.count("<polyline") == 3 * len(ARMS) and "GRPO+PS" in svg and svg in page
-    assert "| RFT | 25.0 % |" in markdown and "<td>RFT</td><td>25.0 %</td>" in page
+    assert "| RFT | 0.2 | 25.0 % |" in markdown and "<td>RFT</td><td>0.2</td><td>25.0 %</td>" in page
 
 
 def test_votes_of_wrong_answers_count_together(tmp_path):

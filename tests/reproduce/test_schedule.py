@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from grpo_jax.reproduce.schedule import DONE, LOG, ROOT, SETTINGS, Job, JobError
 
 # A run that notes when it starts and ends, and goes on where a signal stopped it.
 FAKE = """
-import os, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1]); notes = folder.parent / "notes"
 def note(what):
     with notes.open("a") as file: file.write(f"{folder.name} {what}\\n")
@@ -30,6 +31,8 @@ if "fail" in text: sys.exit("no such thing")
 if "wait" in text:
     while not (folder.parent / "go").exists(): time.sleep(0.02)
 time.sleep(0.15)
+ledger = folder / "ledger.json"
+if not ledger.exists(): ledger.write_text(json.dumps({"stages": {"rl": {"began": time.time_ns(), "step": 1}}}))
 note("ended")
 """
 
@@ -103,6 +106,64 @@ def test_a_failed_job_is_named_with_its_log_and_the_others_save(place, base):
     assert not (place.out / "broken" / DONE).exists() and not (place.out / "slow" / DONE).exists()
 
 
+def test_a_job_that_rests_on_a_run_made_anew_is_refused(place, base):
+    """Found finished, the stem is the same; made anew, also before the command or in it, it is another."""
+    jobs = [Job("stem", base, {}), Job("arm", base, {}, needs=("stem",))]
+    run_jobs(jobs, place, tell=lambda line: None)
+    (place.out / "stem" / DONE).unlink()
+    run_jobs(jobs, place, tell=lambda line: None)
+    assert notes(place)[4:] == ["stem began", "stem ended"]
+    shutil.rmtree(place.out / "stem")
+    message = (
+        rf"arm rests on an earlier run of stem .* delete {place.out / 'arm'} to make it anew, or give another --out"
+    )
+    with pytest.raises(JobError, match=message):
+        run_jobs(jobs, place, tell=lambda line: None)
+    (place.out / "stem").mkdir()
+    (place.out / "stem" / "ledger.json").write_text(json.dumps({"stages": {"rl": {"began": 1, "step": 1}}}))
+    with pytest.raises(JobError, match=message):
+        run_jobs(jobs, place, tell=lambda line: None)
+    shutil.rmtree(place.out / "arm")
+    run_jobs(jobs, place, tell=lambda line: None)
+    assert notes(place)[-2:] == ["arm began", "arm ended"]
+
+
+def test_what_was_trained_further_in_this_command_is_noticed(place, base):
+    jobs = [Job("stem", base, {}), Job("arm", base, {}, needs=("stem",))]
+    run_jobs(jobs, place, tell=lambda line: None)
+    (place.out / "stem" / DONE).unlink()
+    further = (
+        "import json, pathlib, sys; pathlib.Path(sys.argv[1], 'ledger.json')"
+        ".write_text(json.dumps({'stages': {'rl': {'began': 1, 'step': 2}}}))"
+    )
+    code = lambda job, place: [sys.executable, "-S", "-c", further, str(place.folder(job))]  # noqa: E731
+    with mock.patch.object(schedule, "command", code), pytest.raises(JobError, match="arm rests on an earlier run"):
+        run_jobs(jobs, place, tell=lambda line: None)
+
+
+def test_a_record_of_an_older_program_counts(place, base):
+    """It has no fingerprints of what it rests on, so its settings decide."""
+    jobs = [Job("stem", base, {}), Job("arm", base, {}, needs=("stem",))]
+    for job in jobs:
+        place.folder(job).mkdir()
+        (place.folder(job) / DONE).write_text(json.dumps({"settings": schedule.digest(job), "seconds": 1.0}))
+    told = []
+    run_jobs(jobs, place, tell=told.append)
+    assert told == ["2 of 2 runs are there already"]
+
+
+def test_a_job_that_needs_one_which_is_not_there_is_refused(place, base):
+    with pytest.raises(ValueError, match="arm needs stem, not among the jobs arm"):
+        run_jobs([Job("arm", base, {}, needs=("stem",))], place, tell=lambda line: None)
+
+
+def test_a_refusal_to_go_on_names_the_flag_of_this_command(place, base):
+    said = ["-c", "import sys; sys.exit('take them back to go on with it, or give another --output_dir to start anew')"]
+    refuse = mock.patch.object(schedule, "command", lambda job, place: [sys.executable, "-S", *said])
+    with refuse, pytest.raises(JobError, match=rf"delete {place.out / 'arm'}, or give another --out\)"):
+        run_jobs([Job("arm", base, {})], place, tell=lambda line: None)
+
+
 CALLER = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -112,22 +173,38 @@ from grpo_jax.reproduce import schedule
 schedule.command = test_schedule.fake_command
 place = schedule.Place(Path(sys.argv[1]), 2, {{}})
 jobs = [schedule.Job("quick", Path(sys.argv[2]), {{}}), schedule.Job("slow", Path(sys.argv[2]), {{"wait": 1}})]
-schedule.run_jobs(jobs, place)
+try:
+    schedule.run_jobs(jobs, place)
+except schedule.Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    sys.exit(stopped.exit_code)
 """
 
 
-def test_goes_on_after_sigterm(place, base):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_goes_on_after_a_signal(place, base, number):
     """The signal reaches the jobs once, they save, and the same jobs run again without those that had ended."""
     code = CALLER.format(root=str(ROOT), tests=str(Path(__file__).parent))
     caller = subprocess.Popen([sys.executable, "-c", code, str(place.out), str(base)], stderr=subprocess.PIPE)
     wait_for(lambda: (place.out / "quick" / DONE).exists())
-    os.kill(caller.pid, signal.SIGTERM)
+    os.kill(caller.pid, number)
     assert b"the same command goes on" in caller.communicate(timeout=30)[1]
+    assert caller.returncode == 128 + number
     assert notes(place)[-1] == "slow saved"
     (place.out / "go").touch()
     run_jobs([Job("quick", base, {}), Job("slow", base, {"wait": 1})], place, tell=lambda line: None)
     assert notes(place)[-2:] == ["slow began", "slow ended"]
     assert sum(line == "quick began" for line in notes(place)) == 1
+
+
+def test_what_nohup_ignores_is_ignored(place, base):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        tell = lambda line: os.kill(os.getpid(), signal.SIGHUP)  # noqa: E731
+        run_jobs([Job("a", base, {})], place, tell=tell)
+        assert notes(place) == ["a began", "a ended"] and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def wait_for(there) -> None:
