@@ -1,13 +1,15 @@
 """Tests run on eight fake CPU devices, one process a core, with compiled programs kept between runs.
 
 Programs compile in half the time without most of the compiler's optimizations; with all of them:
-`JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest`. In one process, as for `-s` and `--pdb`: `python -m pytest -n 0`.
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest`. In one process, as for `-s`, `--pdb` and `-m slow`:
+`python -m pytest -n 0`.
 """
 
 import gc
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -35,12 +37,13 @@ LONG = ("stages", "training", "models")  # folders of the longest files
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config) -> None:
-    """Give whole folders of tests to several processes, a file at a time, unless one is looked into or -n says more."""
+    """Give whole folders of tests that are not slow to several processes, a file at a time, unless -n says how many."""
     option = config.option
     if "PYTEST_XDIST_WORKER" in os.environ or getattr(option, "numprocesses", 0) is not None:
         return
     looked_into = option.capture == "no" or option.usepdb or option.trace
-    if looked_into or all(".py" in word for word in config.args):
+    slow = "not slow" not in option.markexpr  # some measure memory or time, and need the machine to themselves
+    if looked_into or slow or all(".py" in word for word in config.args):
         return
     option.numprocesses = min(os.cpu_count() or 1, MOST_PROCESSES)
     option.dist, option.loadscopereorder = "loadfile", False
@@ -50,6 +53,13 @@ def pytest_collection_modifyitems(items) -> None:
     """Long files begin, so that short ones fill up the last minute of all processes alike."""
     rank = {folder: number for number, folder in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item) -> None:
+    """Begin no test, and set up nothing for it, after the time until which CI lets slow ones begin."""
+    if time.time() > float(os.environ.get("GRPO_JAX_TESTS_UNTIL", "inf")):
+        pytest.skip("the time is up")
 
 
 MOST_MAPS = 20_000  # memory maps; Linux gives a process 65,530, and every compiled program takes some

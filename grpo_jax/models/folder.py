@@ -55,15 +55,22 @@ def check_is_model(folder: Path, name: str | Path) -> None:
     if (folder / "config.json").exists():
         return
     if (folder / "adapter_config.json").is_file():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        raise ModelFolderError(
-            f"{name}: a PEFT adapter, not a model; give its base ({base}) as model.model_name_or_path, and the adapter "
-            "as model.lora.adapter_name_or_path"
-        )
+        raise ModelFolderError(f"{name}: a PEFT adapter, not a model; {_give_both(folder, 'the adapter')}")
     if (folder / "config.yaml").is_file() and (folder / "tokenizer").is_dir():
-        left = sorted(path.name for path in folder.glob("hf*")) or sorted(path.name for path in folder.glob("adapter*"))
-        remedy = f"give what it has left, {folder / left[0]}" if left else "it has left no policy yet; let it finish"
+        models, adapters = (sorted(folder.glob(stem)) for stem in ("hf*", "adapter*"))
+        if models:
+            remedy = f"give what it has left, {models[0]}"
+        elif adapters:
+            remedy = f"it has left an adapter, {_give_both(adapters[0], str(adapters[0]))}"
+        else:
+            remedy = "it has left no policy yet; let it finish"
         raise ModelFolderError(f"{name}: the output_dir of a run, not a model directory; {remedy}")
+
+
+def _give_both(adapter: Path, called: str) -> str:
+    """What to give where a model is asked for and there is an adapter."""
+    base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    return f"give its base ({base}) as model.model_name_or_path, and {called} as model.lora.adapter_name_or_path"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,8 +3,8 @@ r"""Where the steps of a completion end, as tokens see it on the devices and as 
 A step ends at the last token of a run of delimiters, and the last one at the completion's last token, whatever that is:
 the end of sequence, so that an answer line without a newline is a step too, or where the length limit cut. Delimiters
 with nothing before them belong to the first step, those with nothing behind them but the end of sequence to the last.
-The paper does not say what a step is; a line is
-what its authors' data and Math-Shepherd's have (arXiv:2312.08935, section 3.4).
+The paper does not say what a step is; a line is what its authors' data and Math-Shepherd's have (arXiv:2312.08935,
+section 3.4).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from grpo_jax.training.manifest import CheckpointError
 UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax renames `<step>.orbax-checkpoint-tmp` to `<step>` at the end
 DELETED = ".deleting"
 LOCK = ".lock"
+MOST_TRIES = 100  # to lock what others remove each time; one is the rule
 SPARE = 1.1  # free space asked for, as a multiple of the arrays' bytes
 
 
@@ -36,22 +38,39 @@ def claim(directory: Path) -> IO:
 
     -> the open lock; closing it lets the directory go. Raises `CheckpointError`.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / LOCK, "a+")  # noqa: SIM115 (held for the life of the run)
-    except OSError as error:
-        raise CheckpointError(f"{directory}: cannot be written ({error.strerror})") from error
-    try:
-        # A record lock dies with its process and is not inherited by its workers.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise CheckpointError(
-            f"{directory}: another run is writing here; stop it, or choose another output_dir"
-        ) from error
+    refused = f"{directory}: another run is writing here; stop it, or choose another output_dir"
+    for _ in range(MOST_TRIES):
+        lock = _open(directory)
+        try:
+            # A record lock dies with its process and is not inherited by its workers.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise CheckpointError(refused) from error
+        if _is_there(lock, directory / LOCK):
+            break
+        lock.close()  # who held it removed it before it was locked here: it would keep nobody out
+    else:
+        raise CheckpointError(refused)
     for path in (*directory.glob(f"*{UNFINISHED}*"), *directory.glob(f"*{DELETED}")):
         shutil.rmtree(path, ignore_errors=True)
     return lock
+
+
+def _open(directory: Path) -> IO:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return open(directory / LOCK, "a+")
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be written ({error.strerror})") from error
+
+
+def _is_there(file: IO, path: Path) -> bool:
+    """Whether the path still leads to the open file, and not to none or to one made since."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
@@ -62,7 +81,7 @@ def claimed(directory: Path) -> Iterator[None]:
         yield
     finally:
         if directory.is_dir() and [path.name for path in directory.iterdir()] == [LOCK]:
-            (directory / LOCK).unlink()  # while it is held: who opened it meanwhile was refused
+            (directory / LOCK).unlink()  # while it is held: who has it open is refused, or finds it gone (`claim`)
         lock.close()
 
 

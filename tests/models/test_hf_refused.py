@@ -489,6 +489,10 @@ def test_an_adapter_or_a_run_is_no_model(single, tmp_path):
     for folder, match in cases:
         with pytest.raises(ModelFolderError, match=match):
             read_config(folder)
+    shutil.copytree(adapter, run / "adapter")
+    both = rf"give its base \(owner/base\) as model.model_name_or_path, and {run}/adapter as model.lora.adapter_name"
+    with pytest.raises(ModelFolderError, match=both):
+        read_config(run)
     shutil.copytree(single, run / "hf")
     with pytest.raises(ModelFolderError, match=f"give what it has left, {run}/hf"):
         read_config(run)

@@ -52,11 +52,14 @@ def test_ungradable_answers_are_counted_and_worth_what_the_policy_says(workers):
     assert np.isnan(abstained.parts).all()
 
 
-def test_a_slow_comparison_costs_its_item(workers):
-    slow = r"\boxed{\overline{z}^{9999}(x+y+z+w)^{300}}"
+def test_a_slow_comparison_costs_its_item(workers, monkeypatch):
+    """Four at the reward's limit are 1 s on two workers; at its default they were 6 s, at the pool's no end."""
+    monkeypatch.setattr(workers, "time_limit", 60.0)
+    default = kind_class("rewards", "accuracy")(kind="accuracy").time_limit
+    slow = [rf"\boxed{{\overline{{z}}^{{{9999 - i}}}(x+y+z+w)^{{300}}}}" for i in range(4)]
     start = time.monotonic()
-    result = scored([reward("accuracy", time_limit=0.5)], workers, [slow] * 4 + [r"\boxed{4}"] * 4)
-    assert time.monotonic() - start < 20.0
+    result = scored([reward("accuracy", time_limit=0.5)], workers, slow + [r"\boxed{4}"] * 4)
+    assert time.monotonic() - start < 4 * default / workers.max_workers
     assert result.parts[0].tolist() == [[0] * 4, [1] * 4]
     assert result.counts["accuracy"] == {"ungradable": 4, "timeout": 4, "error": 0, "nonfinite": 0, "fallback": 0}
 

@@ -98,7 +98,7 @@ def test_devices_end_steps_where_the_host_does(ids):
 lines = st.lists(st.sampled_from(encode("12\n\n\n3")), min_size=1, max_size=WIDTH - 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lines)
 def test_labels_tokens_and_text_have_the_same_steps(ids):
     """Of lines, whatever stands before the first or behind the last: three ways to say it, one place that knows."""

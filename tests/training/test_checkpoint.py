@@ -281,6 +281,38 @@ def test_a_second_run_and_unusable_places_are_refused(tmp_path):
         Checkpoints(tmp_path).save(1, {"w": jnp.zeros(8)}, {})
 
 
+def removed_before_it_is_locked(monkeypatch, path, times):
+    """Whoever held the lock lets go of it, and removes it, between another's opening of the file and its locking."""
+    lockf, left = storage.fcntl.lockf, iter(range(times))
+
+    def late(file, kind):
+        if next(left, None) is not None:
+            path.unlink()
+        lockf(file, kind)
+
+    monkeypatch.setattr(storage.fcntl, "lockf", late)
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_lock_that_was_removed_meanwhile_keeps_others_out(tmp_path, monkeypatch, made_again):
+    path = tmp_path / storage.LOCK
+    removed_before_it_is_locked(monkeypatch, path, 1)
+    if made_again:
+        unlink = Path.unlink
+        monkeypatch.setattr(Path, "unlink", lambda self: (unlink(self), self.touch()))
+    second = f"import fcntl; fcntl.lockf(open({str(path)!r}, 'a+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    with storage.claim(tmp_path):
+        done = subprocess.run([sys.executable, "-S", "-c", second], capture_output=True, text=True)
+        assert "BlockingIOError" in done.stderr
+    subprocess.run([sys.executable, "-S", "-c", second], check=True)
+
+
+def test_a_lock_that_is_always_removed_is_given_up(tmp_path, monkeypatch):
+    removed_before_it_is_locked(monkeypatch, tmp_path / storage.LOCK, storage.MOST_TRIES)
+    with pytest.raises(CheckpointError, match="another run is writing here"):
+        storage.claim(tmp_path)
+
+
 def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     save_steps(tmp_path, 1)
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 34))
