@@ -147,7 +147,7 @@ def part_of(run: Run, learned: Learned, iteration: int) -> Run:
     folder = run.stage("rl") / f"iteration_{iteration}"
     before = find_reward_model(folder_of(run, iteration - 1) or learned.path or run.directory, run.tokenizer)
     config = settings(run.config, before, folder)
-    return dataclasses.replace(run, config=config, directory=folder)
+    return run.part(config, folder)
 
 
 def settings(config: Config, before: RewardModel, folder: Path) -> Config:

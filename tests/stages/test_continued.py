@@ -23,6 +23,7 @@ from test_kill import SAVING, training, wait_for
 from grpo_jax.reporting.events import read_events
 from grpo_jax.reporting.ledger import read_ledger
 from grpo_jax.stages import continued, label, learned, reward_model
+from grpo_jax.stages import run as stages_run
 from grpo_jax.training.interrupt import Interrupted
 
 TRUTH = {"kind": "arithmetic", "slip_rate": 0.5, "size": 60}
@@ -281,6 +282,19 @@ def test_the_reward_model_of_another_run_goes_on_here(iterated, workers, tmp_pat
     ours = tmp_path / "run" / "rl" / "iteration_1" / "reward_model"
     assert (ours / "model" / "model.safetensors").read_bytes() != before
     assert (other / "reward_model" / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_the_base_of_adapters_is_loaded_once(iterated, workers, tmp_path):
+    """Fresh solutions are of the same base as the steps, which lies on the devices already."""
+    other = iterated[1]
+    model = {"architecture": None, "model_name_or_path": str(other / "hf"), "lora": {"rank": 2, "targets": ["q_proj"]}}
+    rl = ITERATED | {"rewards": [{"kind": "learned", "path": str(other)}], "max_steps": 1, "num_iterations": 1}
+    rl |= {"continue_reward_model": MORE | {"old_labels": TRUTH, "max_steps": 1}}
+    file = write_settings(tmp_path / "run.yaml", model=model, sft=None, rl=rl)
+    loads = mock.Mock(wraps=stages_run.frozen_params)
+    with mock.patch.object(stages_run, "frozen_params", loads):
+        run(file, tmp_path / "run", workers)
+    assert loads.call_count == 1
 
 
 @pytest.mark.parametrize(
