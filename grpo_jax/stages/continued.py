@@ -31,7 +31,7 @@ from grpo_jax.reporting.metrics import read_metrics
 from grpo_jax.rewards.reward import Learned, Reward, RewardError
 from grpo_jax.stages import label, reward_model
 from grpo_jax.stages.exploration import Stage
-from grpo_jax.stages.learned import MODEL, RewardModel, find_reward_model, scorer_config, with_models
+from grpo_jax.stages.learned import MODEL, RewardModel, find_reward_model, scorer_config, with_models, without_models
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import Selected
 from grpo_jax.types import Problem, TrainState
@@ -117,14 +117,19 @@ def folder_of(run: Run, times: int | None) -> Path | None:
     return run.stage("rl") / f"iteration_{times}" if times else None
 
 
-def open_rewards(run: Run, rewards: Sequence[Reward], start: int) -> tuple[tuple[Reward, ...], int | None]:
-    """The rewards with their models as they were after so many steps, and after how many iterations that is.
+def open_rewards(stage: Stage, start: int) -> Stage:
+    """The stage with its reward models opened, as they were after so many steps.
 
-    Right after the last step of an iteration, line 12 is still to come. None: the reward model stays as it is.
+    Right after the last step of an iteration, line 12 is still to come.
     """
-    c = run.config.rl
+    run, c = stage.run, stage.run.config.rl
     times = None if c.continue_reward_model is None else max(start - 1, 0) // c.max_steps
-    return with_models(run, rewards, folder_of(run, times)), times
+    return stage._replace(rewards=with_models(run, stage.rewards, folder_of(run, times)), continued=times)
+
+
+def close_rewards(stage: Stage) -> Stage:
+    """The stage without the weights of its reward models; the compiled programs stay."""
+    return stage._replace(rewards=without_models(stage.rewards))
 
 
 def open_continuation(run: Run, rewards: Sequence[Reward]) -> Continuation | None:
@@ -147,7 +152,7 @@ def part_of(run: Run, learned: Learned, iteration: int) -> Run:
     folder = run.stage("rl") / f"iteration_{iteration}"
     before = find_reward_model(folder_of(run, iteration - 1) or learned.path or run.directory, run.tokenizer)
     config = settings(run.config, before, folder)
-    return dataclasses.replace(run, config=config, directory=folder)
+    return run.part(config, folder)
 
 
 def settings(config: Config, before: RewardModel, folder: Path) -> Config:

@@ -59,9 +59,8 @@ def open_stage(
     programs: RLPrograms,
     total: int,
     start: int,
-    continued: int | None = None,
 ) -> Iterator[Stage]:
-    """The stage for steps `start` to `total`, with its thread, its timeline and its events."""
+    """The stage for steps `start` to `total`, with its thread, its timeline and its events; no reward model is open."""
     graders, c = ThreadPoolExecutor(1, "graders"), run.config.rl
     events = Events(run.stage("rl"), max_steps=c.max_steps, num_iterations=c.num_iterations)
     events.go_on_after(start)
@@ -69,7 +68,7 @@ def open_stage(
         events.write(1, 1)
     try:
         with Timeline(run.stage("rl"), total, start) as timeline:
-            yield Stage(run, problems, algorithm, rewards, programs, timeline, graders, events, continued)
+            yield Stage(run, problems, algorithm, rewards, programs, timeline, graders, events)
     finally:
         graders.shutdown(cancel_futures=True)  # what was sampled ahead of an error is not judged
 

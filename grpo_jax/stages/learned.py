@@ -123,6 +123,12 @@ def with_models(run: Run, rewards: Sequence[Reward], folder: Path | None = None)
     return tuple(reward if reward.learned is None else opened(reward) for reward in rewards)
 
 
+def without_models(rewards: Sequence[Reward]) -> tuple[Reward, ...]:
+    """The rewards without the weights of their models, to be opened again: of each its compiled program stays."""
+    closed = (reward.scorer and partial(reward.scorer.func) for reward in rewards)
+    return tuple(reward._replace(scorer=scorer) for reward, scorer in zip(rewards, closed, strict=True))
+
+
 def open_scorer(run: Run, learned: Learned, folder: Path | None = None, program: Any = None) -> partial:
     """`Rollout -> [P, G]` of a reward model, compiled, with its weights on the mesh in the type they are used in.
 

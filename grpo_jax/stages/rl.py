@@ -38,7 +38,13 @@ from grpo_jax.reporting.rollouts import drop_rollouts_after
 from grpo_jax.reporting.timeline import DEVICE, LOOP
 from grpo_jax.sampler.sample import Sampling
 from grpo_jax.sharding import agree
-from grpo_jax.stages.continued import Continuation, continue_reward_model, open_continuation, open_rewards
+from grpo_jax.stages.continued import (
+    Continuation,
+    close_rewards,
+    continue_reward_model,
+    open_continuation,
+    open_rewards,
+)
 from grpo_jax.stages.exploration import (
     Collected,
     Drawn,
@@ -86,12 +92,12 @@ def train(run: Run, initial: Callable[[], Any], prepared: Prepared, evaluate: Ev
     with run.checkpoints("rl", c.save_total_limit) as checkpoints:
         state, reference, resumed, start = begin(run, programs, prepared, checkpoints, optimizer, initial)
         drop_rollouts_after(run.stage("rl"), start)
-        rewards, learnt = open_rewards(run, prepared.rewards, start)
         with (
-            open_stage(run, *prepared[:2], rewards, programs, total, start, learnt) as stage,
+            open_stage(run, *prepared[:3], programs, total, start) as stage,
             run.metrics_log("rl") as log,
             Progress("rl", total=total, start=start) as progress,
         ):
+            stage = open_rewards(stage, start)  # the only one to hold the weights of reward models
             log.truncate_after(start)
             if start and not told(log.path, start, "eval/"):  # stopped in the middle of an evaluation
                 look(stage, state, start, evaluate, log, progress)
@@ -103,6 +109,7 @@ def train(run: Run, initial: Callable[[], Any], prepared: Prepared, evaluate: Ev
                 if step % c.max_steps == 0:
                     if continuation and step:
                         checkpoints.save(step, to_save(stage, state, reference), run.kept(checkpoints, step, data))
+                        stage = close_rewards(stage)  # their weights make room for what line 12 needs
                         stage = go_on_learning(stage, continuation, state, step, log, progress)  # 12, of the one before
                     reference = refresh(stage, state, step)  # 3
                 draw_ahead(stage, state, reference, ahead, step)  # 5, 7, if that is not done yet

@@ -53,16 +53,23 @@ class Run:
     interruption: Interruption
     base: dict[str, Any]  # what checkpoints keep of the base of adapters, and how these are added; {} without
     tools: dict[str, Tool] = dataclasses.field(default_factory=dict)  # by the section that has one
+    whole: Run | None = None  # that this one is a part of
 
     @functools.cached_property
     def frozen(self) -> Any | None:
         """The base of the adapters, one for all stages, policies and references, loaded when it is first needed."""
+        if self.whole is not None:
+            return self.whole.frozen
         return frozen_params(self.config, self.model.config, self.mesh)
 
     @functools.cached_property
     def ledger(self) -> Ledger:
         """What each stage does and takes."""
         return Ledger(self.directory, self.config, self.mesh.size)
+
+    def part(self, config: Config, directory: Path) -> Run:
+        """The run as stages see it that are a part of one of its own; what is frozen lies on the devices once."""
+        return dataclasses.replace(self, config=config, directory=directory, whole=self)
 
     def policy(self, trainable: Any) -> Any:
         """The parameters that sampler and scoring take: what is trained, on what is frozen."""

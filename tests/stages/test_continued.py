@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import weakref
 from unittest import mock
 
 import jax
@@ -22,7 +23,8 @@ from test_kill import SAVING, training, wait_for
 
 from grpo_jax.reporting.events import read_events
 from grpo_jax.reporting.ledger import read_ledger
-from grpo_jax.stages import continued, label, learned, reward_model
+from grpo_jax.stages import continued, label, learned, reward_model, rl
+from grpo_jax.stages import run as stages_run
 from grpo_jax.training.interrupt import Interrupted
 
 TRUTH = {"kind": "arithmetic", "slip_rate": 0.5, "size": 60}
@@ -68,20 +70,52 @@ class Watched:
         return self.program(params, rollout)
 
 
+class Held:
+    """Which of the reward models that were opened, in order, have weights on the devices yet."""
+
+    def __init__(self):
+        self.opened, self.seen = [], []
+
+    def opening(self, original):
+        def open_scorer(*args):
+            scorer = original(*args)
+            self.opened.append([weakref.ref(leaf) for leaf in jax.tree.leaves(scorer.args[0])])
+            return scorer
+
+        return open_scorer
+
+    def looking(self, module, name):
+        original = getattr(module, name)
+
+        def function(*args):
+            alive = [i for i, leaves in enumerate(self.opened) if any(leaf() is not None for leaf in leaves)]
+            self.seen.append((name, alive))
+            return original(*args)
+
+        return mock.patch.object(module, name, function)
+
+
 @pytest.fixture(scope="module")
 def iterated(tmp_path_factory, workers):
-    """An unbroken run of three iterations: settings, directory, and the programs that its reward models scored with."""
+    """An unbroken run of three iterations: settings, directory, the programs that its reward models scored with, and
+    which of these models had weights when."""
     folder = tmp_path_factory.mktemp("iterated")
     file = write_settings(folder / "run.yaml", reward_model=MODEL, rl=ITERATED)
-    original, programs = learned.scoring_program, []
+    original, programs, held = learned.scoring_program, [], Held()
 
     def watched(*args):
         programs.append(Watched(original(*args)))
         return programs[-1]
 
-    with mock.patch.object(learned, "scoring_program", watched):
+    with (
+        mock.patch.object(learned, "scoring_program", watched),
+        mock.patch.object(learned, "open_scorer", held.opening(learned.open_scorer)),
+        held.looking(rl, "improve"),
+        held.looking(label, "train"),
+        held.looking(reward_model, "train"),
+    ):
         run(file, folder / "run", workers)
-    return file, folder / "run", programs
+    return file, folder / "run", programs, held.seen
 
 
 def by_the_algorithm(iterations, steps, updates):
@@ -121,7 +155,7 @@ def test_without_a_reward_model_the_order_is_the_same(base):
 
 def test_each_iteration_learns_from_its_own_policy(iterated):
     """Other problems each time, the solutions of the policy as it was then, a tenth of what was learnt before."""
-    _, directory, _ = iterated
+    directory = iterated[1]
     asked, weights = [], [directory / "reward_model" / "model" / "model.safetensors"]
     for i in (1, 2):
         folder = directory / "rl" / f"iteration_{i}"
@@ -144,7 +178,7 @@ def test_each_iteration_learns_from_its_own_policy(iterated):
 
 def test_the_ledger_has_what_the_iterations_took(iterated):
     """In a ledger of their own, whose totals are parts of the run's beside what the steps took."""
-    _, directory, _ = iterated
+    directory = iterated[1]
     found = read_ledger(directory)
     parts = {f"rl/iteration_{i}": read_ledger(directory / "rl" / f"iteration_{i}") for i in (1, 2)}
     assert found["parts"] == {name: part["totals"] for name, part in parts.items()}
@@ -162,6 +196,13 @@ def test_each_iteration_is_scored_by_its_own_reward_model_with_one_program(itera
     assert watched.program._cache_size() == 1
     first, again, *rest = watched.weights
     assert first == again and [rest[0], rest[2]] == [rest[1], rest[3]] and len({first, *rest}) == 3
+
+
+def test_one_reward_model_at_a_time_has_weights_and_none_while_the_next_is_learnt(iterated):
+    first, *seen = iterated[3]
+    assert first == ("train", []), "of the stage reward_model"
+    steps = [[("improve", [i])] * 2 for i in range(3)]
+    assert seen == [*steps[0], *[("train", [])] * 2, *steps[1], *[("train", [])] * 2, *steps[2]]
 
 
 class Killed(BaseException):
@@ -210,7 +251,7 @@ def assert_equal_iterations(got, expected, times):
 def test_a_run_broken_in_every_part_equals_an_unbroken_one(iterated, workers, tmp_path, capsys):
     """Stopped among the fresh solutions, in the reward model's training and within an iteration; killed among the
     solutions, in the training, when the new model is written and when its first step is under way."""
-    file, unbroken, _ = iterated
+    file, unbroken, *_ = iterated
     with signalled(label, "verdicts", call=2), pytest.raises(Interrupted, match="in label: 8 of 12 problems"):
         run(file, tmp_path, workers)
     assert [event["line"] for event in events(tmp_path)][-2:] == [11, 11]
@@ -260,7 +301,7 @@ STEP = (5, 6, 7, 8, 9, 11)
 )
 def test_a_process_that_is_killed(iterated, workers, tmp_path, place, lines):
     """kill -9 of the command line in line 12; the same settings then end as the unbroken run does."""
-    file, unbroken, _ = iterated
+    file, unbroken, *_ = iterated
     with training(file, tmp_path / "run") as process:
         wait_for(process, tmp_path / "run" / "rl" / place, lines)
         process.kill()
@@ -281,6 +322,19 @@ def test_the_reward_model_of_another_run_goes_on_here(iterated, workers, tmp_pat
     ours = tmp_path / "run" / "rl" / "iteration_1" / "reward_model"
     assert (ours / "model" / "model.safetensors").read_bytes() != before
     assert (other / "reward_model" / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_the_base_of_adapters_is_loaded_once(iterated, workers, tmp_path):
+    """Fresh solutions are of the same base as the steps, which lies on the devices already."""
+    other = iterated[1]
+    model = {"architecture": None, "model_name_or_path": str(other / "hf"), "lora": {"rank": 2, "targets": ["q_proj"]}}
+    rl = ITERATED | {"rewards": [{"kind": "learned", "path": str(other)}], "max_steps": 1, "num_iterations": 1}
+    rl |= {"continue_reward_model": MORE | {"old_labels": TRUTH, "max_steps": 1}}
+    file = write_settings(tmp_path / "run.yaml", model=model, sft=None, rl=rl)
+    loads = mock.Mock(wraps=stages_run.frozen_params)
+    with mock.patch.object(stages_run, "frozen_params", loads):
+        run(file, tmp_path / "run", workers)
+    assert loads.call_count == 1
 
 
 @pytest.mark.parametrize(
