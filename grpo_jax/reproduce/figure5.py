@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from grpo_jax.evaluation.estimators import Interval
 from grpo_jax.reproduce.drawing import Line, Panel
 from grpo_jax.reproduce.experiments import ARMS, BESIDE, ORDER, RULES, STEM, Scale, arm_job
 from grpo_jax.reproduce.records import (
@@ -84,11 +85,25 @@ def verdicts(
     said += [f"{sentence(link)}" for link in links]
     said.append("With rewards that are never wrong: " + " ".join(sentence(link) for link in beside))
     greedy = {name: [[run.curve.values["greedy"][-1]] for run in runs[name]] for name in ORDER}  # [seeds][1]
-    by_greedy = ordering(ORDER, [greedy[name] for name in ORDER])
+    asked = len(runs[ORDER[0]][0].after.problems)
+    by_greedy = [with_problems(link, greedy, asked) for link in ordering(ORDER, [greedy[name] for name in ORDER])]
     said.append("By greedy accuracy, paired by seed: " + " ".join(sentence(link) for link in by_greedy))
     means = {name: f"{100 * np.mean(values):.1f} %" for name, values in greedy.items()}
     said.append(f"By greedy accuracy the order of the means is {in_order(means)}.")
     return said
+
+
+def with_problems(link: Link, shares: Mapping[str, Sequence[Sequence[float]]], asked: int) -> Link:
+    """A link between shares of right problems [seeds][1] whose interval holds the error of the problems asked too.
+
+    Of greedy solutions only the share is known and not which are right, so the errors of both arms are taken as
+    independent, which is wider than pairs are: half = 1.96 sqrt(sum of p (1 - p) / asked) / seeds.
+    """
+    p = np.array([shares[link.lower], shares[link.higher]])  # [2, seeds, 1]
+    half = 1.96 * float(np.sqrt((p * (1 - p)).sum() / asked)) / p.shape[1]
+    mean, low, high = link.difference
+    difference = Interval(mean, min(low, mean - half), max(high, mean + half))
+    return link._replace(difference=difference, verdict=rises(difference))
 
 
 def in_order(means: Mapping[str, str]) -> str:
