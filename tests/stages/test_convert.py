@@ -636,8 +636,8 @@ def test_progress_follows_what_is_written(tmp_path):
     quick = mock.patch.object(convert_place, "INTERVAL", 0.02)
     with quick, mock.patch.object(convert_place, "Progress", progress), convert_place.writing(tmp_path, 5 * 10**6):
         for number in range(3):
-            (tmp_path / str(number)).write_bytes(bytes(10**6))
             end, seen = time.monotonic() + 20, progress.advance.call_count
+            (tmp_path / str(number)).write_bytes(bytes(10**6))
             while progress.advance.call_count == seen and time.monotonic() < end:
                 time.sleep(0.01)
     steps = [call.kwargs["steps"] for call in progress.advance.call_args_list]

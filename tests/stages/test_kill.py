@@ -79,12 +79,12 @@ def test_killed_and_finished(base, stopped, workers, capfd):
         time.sleep(random.uniform(0.0, 0.3))
         process.kill()
         process.communicate(timeout=120)
-    killed = process.returncode == -signal.SIGKILL  # a fast machine may be done before
-    assert killed or process.returncode == 0
+    assert process.returncode in (-signal.SIGKILL, 0)
+    finished = (directory / "rl" / "done.json").is_file()  # it may be where this process has waited long, killed or not
     run(file, directory, workers, *SAVING)
     said = capfd.readouterr().out
     assert "sft: finished before, step 4" in said
-    assert ("rl: step 4 is saved" if killed else "rl: finished before, step 4") in said
+    assert ("rl: finished before, step 4" if finished else "rl: step 4 is saved") in said
     assert_equal_runs(directory, unbroken)
     assert not leftovers(directory)
 
