@@ -2,8 +2,8 @@
 [--out compare.svg]
 
 Prints what the ledgers of the runs (ledger.json of each output_dir) differ in and what each stage took, and plots a
-metric against the tokens that were generated for it, one line a run. Works while the runs go on. Exit codes: 1
-unexpected, 2 bad input.
+metric against the tokens that were generated for it, or learnt in a stage that generates none, one line a run. Works
+while the runs go on. Exit codes: 1 unexpected, 2 bad input.
 """
 
 from __future__ import annotations
@@ -40,13 +40,23 @@ def parser() -> Parser:
 
 def compare(options: argparse.Namespace):
     """Yield what is printed; write the picture."""
-    from grpo_jax.reporting.comparison import choose_metric, curves, figure, ledgers, tables
+    from grpo_jax.reporting.comparison import (
+        choose_across,
+        choose_metric,
+        curves,
+        figure,
+        ledgers,
+        tables,
+        tokens_in_words,
+    )
     from grpo_jax.reporting.files import write_atomically
 
     yield from tables(ledgers(options.runs))
     metric = options.metric or choose_metric(options.runs, options.stage)
-    write_atomically(options.out, figure(curves(options.runs, options.stage, metric), options.stage, metric))
-    yield f"{options.out}: {metric} over the tokens generated in {options.stage}"
+    across = choose_across(options.runs, options.stage)
+    words = tokens_in_words(across, options.stage)
+    write_atomically(options.out, figure(curves(options.runs, options.stage, metric, across), metric, words))
+    yield f"{options.out}: {metric} over the {words}"
 
 
 if __name__ == "__main__":

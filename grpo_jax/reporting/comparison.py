@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from grpo_jax.reporting.ledger import NAME, read_ledger
-from grpo_jax.reporting.ledger_table import curve, differences, totals_of
+from grpo_jax.reporting.ledger_table import GENERATED, TRAINED, curve, differences, totals_of
 from grpo_jax.reporting.metrics import read_metrics
 
 COLOURS = ("#0b62a8", "#c2410c", "#00795a", "#8a3ffc", "#a16207", "#be185d", "#475569", "#0e7490")
@@ -86,18 +86,30 @@ def with_stage(runs: Sequence[Path], stage: str) -> Sequence[Path]:
     return runs
 
 
-def curves(runs: Sequence[Path], stage: str, metric: str) -> dict[str, Points]:
-    """A metric over generated tokens, run by run. Raises `ComparisonError` for a run without it."""
+def choose_across(runs: Sequence[Path], stage: str) -> str:
+    """What a metric is plotted over: generated tokens, or trained ones where no run has generated any in the stage."""
+    lines = (line for run in with_stage(runs, stage) for line in read_metrics(run / stage / "metrics.jsonl"))
+    totals = [line for line in lines if GENERATED in line]
+    return TRAINED if totals and not any(line[GENERATED] for line in totals) else GENERATED
+
+
+def tokens_in_words(across: str, stage: str) -> str:
+    """ "tokens generated in rl"."""
+    return f"tokens {across.removeprefix('total/').removesuffix('_tokens')} in {stage}"
+
+
+def curves(runs: Sequence[Path], stage: str, metric: str, across: str = GENERATED) -> dict[str, Points]:
+    """A metric over generated or trained tokens, run by run. Raises `ComparisonError` for a run without it."""
     found = {}
     for run, name in zip(with_stage(runs, stage), short_names(runs), strict=True):
-        found[name] = curve(run, stage, metric)
+        found[name] = curve(run, stage, metric, across)
         if not found[name]:
             raise ComparisonError(f"{run}: no line of {stage}/metrics.jsonl has {metric}; give another --metric")
     return found
 
 
-def figure(lines: Mapping[str, Points], stage: str, metric: str) -> str:
-    """One SVG that stands alone: a line a run, the tokens generated in the stage across, the metric upwards."""
+def figure(lines: Mapping[str, Points], metric: str, across: str) -> str:
+    """One SVG that stands alone: a line a run, tokens across, which is said in words, the metric upwards."""
     xs, ys = ([point[axis] for points in lines.values() for point in points] for axis in (0, 1))
     right, (low, high) = max(*xs, 1.0), spread(ys)
 
@@ -113,7 +125,6 @@ def figure(lines: Mapping[str, Points], stage: str, metric: str) -> str:
         last = at(*points[-1])
         shapes.append(f'<circle cx="{last[0]:.1f}" cy="{last[1]:.1f}" r="3.5" fill="{colour}"/>')
         shapes.append(text(LEFT + number * (WIDTH - LEFT) / len(lines), 22, name, colour))
-    across = f"tokens generated in {stage}"
     shapes += [text(WIDTH - RIGHT, HEIGHT - 10, across, GREY, "end"), text(8, HEIGHT - 10, metric, GREY)]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '

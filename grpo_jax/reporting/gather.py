@@ -90,7 +90,8 @@ def stage_order(path: Path) -> tuple[int, str]:
 
 def iterations(directory: Path) -> list[Path]:
     """The metrics of reward models that have learnt between iterations, in order."""
-    found = directory.glob("rl/iteration_*/*/metrics.jsonl")
+    every = directory.glob("rl/iteration_*/*/metrics.jsonl")
+    found = [path for path in every if path.parts[-3].removeprefix("iteration_").isdecimal()]
     return sorted(found, key=lambda path: (int(path.parts[-3].rpartition("_")[2]), path.parts[-2]))
 
 

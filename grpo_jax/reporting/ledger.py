@@ -14,10 +14,11 @@ and the run's are with them, and without those of evaluations.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,15 @@ class Ledger:
         self.kept(stage, step)
         self._write(stage, step, "running")
 
+    @contextlib.contextmanager
+    def paused(self, stage: str) -> Iterator[None]:
+        """What is inside takes none of a stage's time: it is counted elsewhere."""
+        self._accounts[stage].stop()
+        try:
+            yield
+        finally:
+            self._accounts[stage].go_on()
+
     def totals(self, stage: str) -> dict[str, int]:
         """What a stage has taken so far, for its lines of metrics."""
         return {f"total/{name}": self._accounts[stage].counts[name] for name in SHOWN}
@@ -166,7 +176,7 @@ class Ledger:
         }
 
     def _put(self, content: dict[str, Any]) -> None:
-        below = sorted(self.directory.glob(f"*/*/{NAME}"))
+        below = sorted(self.directory.glob(f"*/iteration_*/{NAME}"))
         parts = {str(path.parent.relative_to(self.directory)): read_ledger(path.parent)["totals"] for path in below}
         content |= {"parts": parts} if parts else {}
         learnt = [stage["counts"] for name, stage in content["stages"].items() if name != EVALUATION]
@@ -178,17 +188,27 @@ class _Account:
     """What is known of a stage, and its counts; the clock runs from here."""
 
     def __init__(self, entry: dict[str, Any], devices: int, saved: Mapping[str, Any]):
-        self.entry, self.devices, self.started = entry, devices, time.monotonic()
+        self.entry, self.devices, self.started = entry, devices, time.monotonic()  # None: the clock stands
         self.counts = dict.fromkeys(COUNTED, 0) | saved.get("counts", {})
         self.told = {name: value for name, value in saved.items() if name != "counts"}
         self.told.setdefault("began", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         self.saved: dict[int, dict[str, Any]] = {}  # by step
 
     def snapshot(self) -> dict[str, Any]:
-        seconds = time.monotonic() - self.started
-        times = {"seconds": seconds, "device_seconds": seconds * self.devices}
-        times = {name: round(self.counts[name] + more, 3) for name, more in times.items()}
+        times = {name: round(seconds, 3) for name, seconds in self.times().items()}
         return {**self.told, "counts": self.counts | times}
+
+    def times(self) -> dict[str, float]:
+        seconds = 0.0 if self.started is None else time.monotonic() - self.started
+        of_both = {"seconds": seconds, "device_seconds": seconds * self.devices}
+        return {name: self.counts[name] + more for name, more in of_both.items()}
+
+    def stop(self) -> None:
+        self.counts |= self.times()
+        self.started = None
+
+    def go_on(self) -> None:
+        self.started = time.monotonic()
 
 
 def totals(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from grpo_jax.reporting.ledger import COUNTED
 from grpo_jax.reporting.metrics import read_metrics
 from grpo_jax.reporting.pace import in_words
 
-TOTAL = "total/generated_tokens"
+GENERATED, TRAINED = "total/generated_tokens", "total/trained_tokens"
 NOT_HERE = "-"
 UNCOMPARED = ("State", "Source")
 WORDS = {"open": "leaves open", "stated": "states", "beyond": "beyond it"}  # in the order of the report
@@ -122,13 +122,13 @@ def totals_of(ledgers: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]
     return rows
 
 
-def curve(directory: Path, stage: str, metric: str) -> list[tuple[float, float]]:
-    """A metric of a stage over the tokens generated in it so far, at the steps that have it.
+def curve(directory: Path, stage: str, metric: str, across: str = GENERATED) -> list[tuple[float, float]]:
+    """A metric of a stage over the tokens generated in it so far, or trained, at the steps that have it.
 
     Raises ValueError naming the file for a log whose lines do not count tokens.
     """
     path = directory / stage / "metrics.jsonl"
     lines = [line for line in read_metrics(path) if finite(line.get(metric)) is not None]
-    if any(TOTAL not in line for line in lines):
-        raise ValueError(f"{path}: its lines have no {TOTAL}; it is of an older program")
-    return [(line[TOTAL], line[metric]) for line in lines]
+    if any(across not in line for line in lines):
+        raise ValueError(f"{path}: its lines have no {across}; it is of an older program")
+    return [(line[across], line[metric]) for line in lines]

@@ -304,7 +304,6 @@ def run_evaluation(evaluator: Evaluator, policy: Any, name: str, origin: str) ->
     with Progress(f"evaluation {name}", total=passes(evaluator), unit="part") as progress, progress.phase("evaluate"):
         found = evaluate(evaluator, policy, advance)
     run.ledger.count(EVALUATION, **taken([one for _, *both, _ in found for one in both]))
-    run.ledger.finish(EVALUATION, 0)
     sampled = [one for _, _, one, _ in found]
     metrics = {}
     for task, _, _, values in found:
@@ -327,6 +326,7 @@ def run_evaluation(evaluator: Evaluator, policy: Any, name: str, origin: str) ->
             middle = f".{task.name}" if task.name else ""
             write_atomically(result_path(run, name).with_suffix(f"{middle}.samples.jsonl"), lines)
         write_atomically(result_path(run, name), json.dumps(result, indent=1) + "\n")
+    run.ledger.finish(EVALUATION, 0)  # after the result, which is not made again
     return result
 
 

@@ -199,7 +199,7 @@ def train(run: Run, policy: Callable[[], Any], prepared: Prepared, programs: Pro
             if prepared.continued and examples.held_out and not start:
                 with progress.phase("evaluate"):
                     numbers = measure(held_out, state.params, c.supervision)
-                log.write(0, {f"eval/{name}": value for name, value in numbers.items()})
+                log.write(0, eval_line(run, numbers))
             for step in range(start, c.max_steps):
                 done = step + 1
                 with progress.phase("compile" if step == start else "train"):
@@ -220,7 +220,7 @@ def train(run: Run, policy: Callable[[], Any], prepared: Prepared, programs: Pro
                 if examples.held_out and (done == c.max_steps or (c.eval_steps and done % c.eval_steps == 0)):
                     with progress.phase("evaluate"):  # before the save: what is saved was measured
                         numbers = measure(held_out, state.params, c.supervision)
-                    log.write(done, {f"eval/{name}": value for name, value in numbers.items()})
+                    log.write(done, eval_line(run, numbers))
                 with progress.phase("save"):
                     run.save_if_due(checkpoints, c, done, c.max_steps, {"state": state}, examples.data)
                 progress.advance(metrics if logged else None)
@@ -228,6 +228,11 @@ def train(run: Run, policy: Callable[[], Any], prepared: Prepared, programs: Pro
     keep(run, prepared, state.params, numbers)
     run.finish("reward_model", c.max_steps)
     return state.params
+
+
+def eval_line(run: Run, numbers: dict[str, float]) -> dict[str, float]:
+    """What was measured on held-out solutions, as a line of metrics."""
+    return {f"eval/{name}": value for name, value in numbers.items()} | run.ledger.totals("reward_model")
 
 
 def initial(run: Run, prepared: Prepared, policy: Callable[[], Any]) -> Any:

@@ -235,11 +235,12 @@ def go_on_learning(
 ) -> Stage:
     """Line 12 between two iterations, after so many steps; the stage then has rewards by the new model."""
     span = partial(stage.timeline.span, what="reward model", step=step + 1)
-    with progress.phase("reward model"), progress.paused(), span(DEVICE), span(LOOP):
+    paused = stage.run.ledger.paused("rl")  # what it takes is counted in a ledger of its own
+    with progress.phase("reward model"), progress.paused(), paused, span(DEVICE), span(LOOP):
         stage, numbers = continue_reward_model(stage, continuation, state, step)
     known = told(log.path, step, "reward_model/")  # of a run that was stopped just after
     if numbers and not known:
-        log.write(step, numbers)
+        log.write(step, numbers | stage.run.ledger.totals("rl"))
     return stage
 
 

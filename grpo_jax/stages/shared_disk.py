@@ -15,7 +15,7 @@ from grpo_jax.configure import ConfigError
 from grpo_jax.reporting.files import is_primary
 from grpo_jax.sharding import agree, gathered
 
-PATIENCE, LOOKS = 1.0, 10  # seconds between two looks: a network disk may be late
+PATIENCE, LOOKS = 1.0, 60  # seconds between two looks: a network disk may be late
 
 
 def check_shared_disk(directory: Path, wait: Callable[[float], None] = time.sleep) -> None:
@@ -38,7 +38,7 @@ def check_shared_disk(directory: Path, wait: Callable[[float], None] = time.slee
 
 
 def seen(mark: Path, wait: Callable[[float], None]) -> bool:
-    """Whether a file is there, or comes within some seconds."""
+    """Whether a file is there, or comes within a minute."""
     for _ in range(LOOKS):
         if mark.exists():
             return True

@@ -228,6 +228,30 @@ def test_time_goes_on_where_it_was(tmp_path):
     assert 100.0 <= counts["seconds"] < 101.0 and 800.0 <= counts["device_seconds"] < 802.0
 
 
+def test_time_that_is_counted_elsewhere(tmp_path, monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    ledger = Ledger(tmp_path, config(), 2)
+    ledger.begin("rl", DATA, {"counts": {"seconds": 100.0, "device_seconds": 200.0}})
+    now[0] += 1
+    with ledger.paused("rl"):
+        now[0] += 50
+        assert ledger.kept("rl", 1)["counts"]["seconds"] == 101.0
+    now[0] += 2
+    counts = ledger.kept("rl", 2)["counts"]
+    assert (counts["seconds"], counts["device_seconds"]) == (103.0, 206.0)
+
+
+def test_another_run_in_a_directory_below_is_no_part(tmp_path):
+    for folder in (tmp_path / "study" / "first", tmp_path):
+        ledger = Ledger(folder, config(), 1)
+        ledger.begin("rl", DATA)
+        ledger.count("rl", generated_tokens=30)
+        ledger.finish("rl", 1)
+    found = read_ledger(tmp_path)
+    assert "parts" not in found and found["totals"]["generated_tokens"] == 30
+
+
 def test_a_checkpoint_of_an_older_program(tmp_path):
     ledger = Ledger(tmp_path, config(), 1)
     ledger.begin("rl", DATA, None, step=30)
@@ -284,6 +308,25 @@ def test_compare(tmp_path, capsys):
     ends = [float(path.split()[-1].split(",")[0]) for path in paths]
     assert len(ends) == 2 and ends[0] - 64 == pytest.approx((ends[1] - 64) / 4, abs=0.1)
     assert "reward" in picture and "tokens generated in rl" in picture and ">1,200<" in picture
+
+
+def test_a_stage_that_generates_nothing_is_compared_by_what_it_learnt(tmp_path, capsys):
+    for folder, tokens in ((tmp_path / "short", 50), (tmp_path / "long", 100)):
+        folder.mkdir()
+        ledger = Ledger(folder, config(), 1)
+        ledger.begin("sft", DATA)
+        (folder / "sft").mkdir()
+        with open(folder / "sft" / "metrics.jsonl", "w") as file:
+            for step in (1, 2):
+                ledger.count("sft", trained_tokens=tokens)
+                file.write(json.dumps({"step": step, "loss": 1.0 / step, **ledger.totals("sft")}) + "\n")
+    out = tmp_path / "x.svg"
+    assert main([str(tmp_path / "short"), str(tmp_path / "long"), "--stage", "sft", "--out", str(out)]) == 0
+    assert "loss over the tokens trained in sft" in capsys.readouterr().out
+    picture = out.read_text()
+    assert "tokens trained in sft" in picture and ">200<" in picture
+    ends = [float(line.split('"')[0].split()[-1].split(",")[0]) for line in picture.split('points="')[1:]]
+    assert ends[0] - 64 == pytest.approx((ends[1] - 64) / 2, abs=0.1)
 
 
 def test_a_stage_that_not_all_have_is_one_line(tmp_path, capsys):

@@ -9,6 +9,7 @@ from synthetic_run import make_groups, make_run, rl_line, sft_line, write_lines
 
 from grpo_jax.reporting import report as module
 from grpo_jax.reporting.charts import layout, verdict
+from grpo_jax.reporting.gather import iterations
 from grpo_jax.reporting.pictures import lines_over_k, table_rows
 from grpo_jax.reporting.report import ReportError, main, write_report
 from grpo_jax.reporting.rollouts import write_rollouts
@@ -276,3 +277,12 @@ def test_steps_are_spread_over_the_run():
     assert spread(list(range(100)), 5) == [0, 25, 50, 74, 99]
     assert spread([1, 2], 5) == [1, 2]
     assert choose_rollouts({}) == ([], [])
+
+
+def test_a_folder_beside_the_iterations_costs_nothing(tmp_path):
+    """Such as one that a user has put aside."""
+    for name in ("iteration_10", "iteration_2", "iteration_1_old"):
+        folder = tmp_path / "rl" / name / "reward_model"
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text("")
+    assert [path.parts[-3] for path in iterations(tmp_path)] == ["iteration_2", "iteration_10"]
