@@ -116,19 +116,21 @@ def scored_examples(
     return examples
 
 
-def fitting(examples: Sequence[Scored], max_length: int, note: Callable[[str], None]) -> list[Scored]:
+def fitting(
+    examples: Sequence[Scored], max_length: int, note: Callable[[str], None], *, section: str = "reward_model"
+) -> list[Scored]:
     """The examples of at most `max_length` tokens; `note` is told how many are longer. Raises `LabelError` if all are.
 
-    A longer one cannot be cut: its end is where it is scored.
+    A longer one cannot be cut: its end is where it is scored. `section` is that of the setting.
     """
     kept = [example for example in examples if len(example.tokens) <= max_length]
     if len(kept) < len(examples):
         left_out = len(examples) - len(kept)
-        note(f"reward_model: {left_out} of {len(examples)} solutions have more than {max_length} tokens: left out")
+        note(f"{section}: {left_out} of {len(examples)} solutions have more than {max_length} tokens: left out")
     if not kept:
         shortest = min(len(example.tokens) for example in examples)
         raise LabelError(
-            f"reward_model.max_length: {max_length}, and the shortest of {len(examples)} examples has {shortest} "
+            f"{section}.max_length: {max_length}, and the shortest of {len(examples)} examples has {shortest} "
             "tokens; raise it"
         )
     return kept
@@ -138,9 +140,14 @@ def hold_out(examples: Sequence[Scored], share: float, seed: int) -> tuple[list[
     """(to learn from, held out): about so large a share of the questions, chosen by their text, is held out."""
     parts: tuple[list[Scored], list[Scored]] = ([], [])
     for example in examples:
-        digest = hashlib.blake2b(f"{seed}/{example.question}".encode(), digest_size=7).digest()
-        parts[int.from_bytes(digest) / 2**56 < share].append(example)
+        parts[is_held_out(example.question, share, seed)].append(example)
     return parts
+
+
+def is_held_out(question: str, share: float, seed: int) -> bool:
+    """Whether a question is among the share that is held out."""
+    digest = hashlib.blake2b(f"{seed}/{question}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest) / 2**56 < share
 
 
 def _steps(solution: Labelled, writing: Writing, target: str) -> Scored | None:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_jax.config import Config, ContinueConfig, LabelConfig, RewardModelConfig
-from grpo_jax.configure import kind_class
-from grpo_jax.data.labelled import Writing
+from grpo_jax.configure import ConfigError, kind_class
+from grpo_jax.data.labelled import LabelError, Writing, is_held_out
 from grpo_jax.data.order import OrderError, distinct_indices
 from grpo_jax.reporting.metrics import read_metrics
 from grpo_jax.rewards.reward import Learned, Reward, RewardError
@@ -76,10 +76,11 @@ def check_continued(run: Run, rewards: Sequence[Reward], problems: Sequence[Prob
             f"{KEY}.old_labels is null, and the reward model is of another run, {learned.path}: say what it has learnt "
             "from, such as {kind: steps, path: .../label/labels.jsonl}, or set replay to 0"
         )
-    label.check_batches(run, KEY, c)
+    label.check_batches(run, KEY, c, completions(c, supervision))
     run.check_batch(f"{KEY}.batch_size", c.batch_size)
     run.check_batch(f"each of {c.microbatches} {KEY}.microbatches", c.batch_size // c.microbatches)
     run.check_length(f"{KEY}.max_length", c.max_length)
+    check_learnable(run, c, problems)
     label.answer_reward(run, KEY, c.reward)
     times, rl = run.config.rl.iterations - 1, run.config.rl
     each = label.cost("fresh solutions", c.num_problems, c.num_solutions, completions(c, supervision))
@@ -204,7 +205,9 @@ def prepared_model(this: Run, iteration: int, old: tuple[Any, ...] = ()) -> rewa
     found = find_reward_model(Path(this.config.reward_model.model_name_or_path).parent, this.tokenizer)
     decoder = scorer_config(this, found)
     writing = Writing(this.config.prompt, this.tokenizer, this.eos_ids[0])
-    return reward_model.Prepared(decoder, decoder, found.candidates, writing, reward_model.Continued(iteration, old))
+    return reward_model.Prepared(
+        decoder, decoder, found.candidates, writing, reward_model.Continued(iteration, old), KEY
+    )
 
 
 def continue_reward_model(
@@ -218,10 +221,7 @@ def continue_reward_model(
     iteration = step // run.config.rl.max_steps
     this = part_of(run, c.learned, iteration)
     run.note(f"rl: iteration {iteration} is over after step {step}; the reward model goes on learning")
-    chosen = distinct_indices(
-        len(stage.problems), settings_.num_problems, seed=run.config.seed + FRESH, step=iteration - 1
-    )
-    problems = Selected(stage.problems, chosen)
+    problems = fresh_problems(run, stage.problems, iteration)
     about = label.record(this, problems) | {"policy": f"rl, step {step}"}
 
     def tell(what: str, count: int) -> None:
@@ -241,6 +241,29 @@ def continue_reward_model(
     tell("training", settings_.max_steps)
     rewards = with_models(run, stage.rewards, folder_of(run, iteration))
     return stage._replace(rewards=rewards, continued=iteration), measures(this)
+
+
+def fresh_problems(run: Run, problems: Sequence[Problem], iteration: int) -> Selected:
+    """The problems that are solved anew after an iteration."""
+    count, seed = run.config.rl.continue_reward_model.num_problems, run.config.seed + FRESH
+    return Selected(problems, distinct_indices(len(problems), count, seed=seed, step=iteration - 1))
+
+
+def check_learnable(run: Run, c: ContinueConfig, problems: Sequence[Problem]) -> None:
+    """Refuse rows that are too short for what the policy may write, and to hold out all problems of an iteration."""
+    asked, written = run.config.prompt.max_prompt_length, run.config.rl.sampling.max_completion_length
+    if c.max_length < asked + written:
+        raise ConfigError(
+            f"{KEY}.max_length: {c.max_length} tokens, but a prompt has up to {asked}, a completion up to {written}: "
+            f"the reward model would not learn from the longest; raise it to {asked + written}"
+        )
+    for iteration in range(1, run.config.rl.iterations):
+        fresh = fresh_problems(run, problems, iteration)
+        if all(is_held_out(problem.question, c.held_out, run.config.seed) for problem in fresh):
+            raise LabelError(
+                f"{KEY}.held_out: {c.held_out} leaves none of the {len(fresh)} problems of iteration {iteration} to "
+                f"learn from; lower it, or raise {KEY}.num_problems"
+            )
 
 
 def measures(this: Run) -> dict[str, float]:

@@ -33,7 +33,7 @@ from grpo_jax.rewards.score import score
 from grpo_jax.sampler.slots import lanes_and_rows
 from grpo_jax.sharding import agree, batch_shards, global_to_host, run_key
 from grpo_jax.stages.evaluation import RIGHT
-from grpo_jax.stages.journal import Journal, JournalError
+from grpo_jax.stages.journal import Journal
 from grpo_jax.stages.programs import sampling_program
 from grpo_jax.stages.run import Run
 from grpo_jax.stages.sources import load_answered, source_record
@@ -70,7 +70,7 @@ class Labels(NamedTuple):
 def prepare(run: Run) -> Prepared:
     """Read the problems, check batch and reward, and say what the stage costs at most."""
     c: LabelConfig = run.config.label
-    check_batches(run, "label", c)
+    check_batches(run, "label", c, c.num_completions)
     length = run.config.prompt.max_prompt_length + c.sampling.max_completion_length
     run.check_length("prompt.max_prompt_length + label.sampling.max_completion_length", length)
     reward = answer_reward(run, "label", c.reward)
@@ -87,10 +87,10 @@ def cost(section: str, problems: int, num_solutions: int, num_completions: int) 
     return f"{before} first, then {num_completions} for each different beginning of them, counted before"
 
 
-def check_batches(run: Run, section: str, c: Any) -> None:
+def check_batches(run: Run, section: str, c: Any, num_completions: int) -> None:
     """Refuse batches of solutions, or of completions, that the mesh does not divide."""
     run.check_batch(f"{section}.batch_prompts", c.batch_prompts)
-    for n in (c.num_solutions, c.num_completions):
+    for n in (c.num_solutions, num_completions):
         if n:
             lanes_and_rows(c.batch_prompts, n, c.decode_rows, shards=batch_shards(run.mesh))
 
@@ -151,6 +151,11 @@ def train(
         f"sharing {(steps - len(solutions)) * c.num_completions})"
     )
     judged = Journal(stage / "prefixes.jsonl", prepared.about | {"prefixes": len(prefixes)})
+    if uncounted := sum("tokens" not in line for line in judged.lines):
+        run.note(
+            f"label: {uncounted} lines of {stage / 'prefixes.jsonl'} are of an older program, which counted no tokens: "
+            "the ledger is without those of their completions"
+        )
     run.ledger.count("label", **taken((), judged.lines, c.num_completions))
     complete_prefixes(run, params, prepared, programs, prefixes, judged)
     right = dict(zip(prefixes, (line["right"] for line in judged.lines), strict=True))
@@ -236,15 +241,13 @@ def complete_prefixes(
 def taken(solutions: Sequence[Mapping[str, Any]], prefixes: Sequence[Mapping[str, Any]], N: int) -> dict[str, int]:
     """What lines of the two files took: prompts, completions and the tokens that were generated.
 
-    Raises `JournalError` for lines of an older program, which did not count.
+    Lines of an older program, which did not count the tokens of completions, have none.
     """
-    if any("tokens" not in line for line in prefixes):
-        raise JournalError("label/prefixes.jsonl: its lines count no tokens; delete the file to do its work again")
     written = [len(row["ids"]) for line in solutions for row in line["solutions"]]
     return {
         "prompts": len(solutions) + len(prefixes),
         "completions": len(written) + len(prefixes) * N,
-        "generated_tokens": sum(written) + sum(line["tokens"] for line in prefixes),
+        "generated_tokens": sum(written) + sum(line.get("tokens", 0) for line in prefixes),
     }
 
 

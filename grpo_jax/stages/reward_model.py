@@ -74,6 +74,7 @@ class Prepared(NamedTuple):
     candidates: Candidates | None
     writing: Writing
     continued: Continued | None = None  # None: a stage of its own
+    section: str = "reward_model"  # of the settings, for what is said of them
 
 
 class Programs(NamedTuple):
@@ -117,7 +118,7 @@ def read_examples(run: Run, prepared: Prepared, note: Callable[[str], None]) -> 
 
     def examples(solutions: Sequence[Labelled | Preference]) -> list[Scored]:
         found = scored_examples(solutions, c.supervision, prepared.writing, target=c.target)
-        return fitting(found, c.max_length, note)
+        return fitting(found, c.max_length, note, section=prepared.section)
 
     learnt, held_out = examples(read_labels(run, c.labels or own_labels(run))), []
     sources = prepared.continued.old if prepared.continued else (c.old_labels,) if c.old_labels else ()
@@ -129,7 +130,8 @@ def read_examples(run: Run, prepared: Prepared, note: Callable[[str], None]) -> 
         old, _ = hold_out(old, c.held_out, run.config.seed)
     if not learnt:
         raise LabelError(
-            f"reward_model.held_out: {c.held_out} leaves none of {len(held_out)} solutions to learn from; lower it"
+            f"{prepared.section}.held_out: {c.held_out} leaves none of {len(held_out)} solutions to learn from; "
+            "lower it"
         )
     if sources:
         fresh, iteration = len(learnt), prepared.continued.iteration if prepared.continued else 0

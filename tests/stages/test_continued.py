@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import weakref
 from unittest import mock
 
@@ -75,6 +76,7 @@ class Held:
 
     def __init__(self):
         self.opened, self.seen = [], []
+        self.seconds = 0.0  # of the stage rl
 
     def opening(self, original):
         def open_scorer(*args):
@@ -94,6 +96,15 @@ class Held:
 
         return mock.patch.object(module, name, function)
 
+    def timing(self, original):
+        def train(*args, **kwargs):
+            begun = time.monotonic()
+            result = original(*args, **kwargs)
+            self.seconds = time.monotonic() - begun
+            return result
+
+        return train
+
 
 @pytest.fixture(scope="module")
 def iterated(tmp_path_factory, workers):
@@ -110,12 +121,13 @@ def iterated(tmp_path_factory, workers):
     with (
         mock.patch.object(learned, "scoring_program", watched),
         mock.patch.object(learned, "open_scorer", held.opening(learned.open_scorer)),
+        mock.patch.object(rl, "train", held.timing(rl.train)),
         held.looking(rl, "improve"),
         held.looking(label, "train"),
         held.looking(reward_model, "train"),
     ):
         run(file, folder / "run", workers)
-    return file, folder / "run", programs, held.seen
+    return file, folder / "run", programs, held
 
 
 def by_the_algorithm(iterations, steps, updates):
@@ -191,6 +203,22 @@ def test_the_ledger_has_what_the_iterations_took(iterated):
     assert found["totals"]["generated_tokens"] == sum(own) + sum(sampled)
 
 
+def test_time_counts_once(iterated):
+    """The clock of the steps stands while the reward model learns."""
+    found, seconds = read_ledger(iterated[1]), iterated[3].seconds
+    parts = [part["seconds"] for part in found["parts"].values()]
+    assert min(parts) > 0.1 and found["stages"]["rl"]["counts"]["seconds"] + sum(parts) < seconds
+
+
+def test_every_line_says_how_far_it_is(iterated):
+    """Measures too, so that runs can be compared over what was generated or learnt."""
+    folder = iterated[1]
+    for lines in (metrics(folder, "rl"), *(metrics(folder / f"rl/iteration_{i}", "reward_model") for i in (1, 2))):
+        assert all({"total/generated_tokens", "total/trained_tokens"} <= line.keys() for line in lines)
+    before, *_, last, after = metrics(folder / "rl" / "iteration_1", "reward_model")
+    assert before["total/trained_tokens"] == 0 < last["total/trained_tokens"] == after["total/trained_tokens"]
+
+
 def test_each_iteration_is_scored_by_its_own_reward_model_with_one_program(iterated):
     (watched,) = iterated[2]
     assert watched.program._cache_size() == 1
@@ -199,7 +227,7 @@ def test_each_iteration_is_scored_by_its_own_reward_model_with_one_program(itera
 
 
 def test_one_reward_model_at_a_time_has_weights_and_none_while_the_next_is_learnt(iterated):
-    first, *seen = iterated[3]
+    first, *seen = iterated[3].seen
     assert first == ("train", []), "of the stage reward_model"
     steps = [[("improve", [i])] * 2 for i in range(3)]
     assert seen == [*steps[0], *[("train", [])] * 2, *steps[1], *[("train", [])] * 2, *steps[2]]
@@ -346,6 +374,11 @@ def test_the_base_of_adapters_is_loaded_once(iterated, workers, tmp_path):
         ({"continue_reward_model": MORE | {"num_problems": 10**6}}, ("num_problems: 1000000", "lower it")),
         ({"continue_reward_model": MORE | {"microbatches": 3}}, ("batch_size 4 cannot be cut into 3", "divisor of 4")),
         ({"continue_reward_model": MORE | {"max_length": 5000}}, ("max_length: 5000 tokens", "4096 positions")),
+        ({"continue_reward_model": MORE | {"max_length": 6}}, ("model.max_length: 6 tokens", "raise it to 9")),
+        (
+            {"continue_reward_model": MORE | {"held_out": 0.999, "num_problems": 2}},
+            ("rl.continue_reward_model.held_out: 0.999", "none of the 2 problems of iteration 1", "lower it"),
+        ),
         (
             {"continue_reward_model": MORE | {"reward": {"kind": "length"}}},
             ("rl.continue_reward_model.reward: length judges no answers", "such as accuracy"),
@@ -374,3 +407,12 @@ def test_preferences_are_not_continued(iterated, tmp_path, capsys):
     code, message = launched([str(file), "--output_dir", str(tmp_path / "run")], capsys)
     assert code == 2
     assert_well_said(message, ("learns preferences", "outcome or process"))
+
+
+def test_completions_that_a_model_of_outcomes_does_not_need_are_not_checked(tmp_path, capsys):
+    """12 rows would not hold those of 8 completions of a beginning; the next thing is refused."""
+    more = MORE | {"decode_rows": 12, "num_completions": 8, "reward": {"kind": "length"}}
+    file = write_settings(tmp_path / "run.yaml", reward_model=MODEL, rl=ITERATED | {"continue_reward_model": more})
+    code, message = launched([str(file), "--output_dir", str(tmp_path / "run")], capsys)
+    assert code == 2
+    assert_well_said(message, ("length judges no answers",))

@@ -213,3 +213,9 @@ def test_a_journal_of_other_work_is_refused(tmp_path):
     path.write_text('{"probl')  # killed in the first line
     Journal(path, {"problems": 3}).add([{"a": 1}])
     assert path.read_text() == '{"problems":3}\n{"a":1}\n'
+
+
+def test_completions_of_an_older_program_are_kept():
+    """It did not count their tokens; hours of work are not thrown away for that."""
+    lines = [{"prefix": 0, "right": 1}, {"prefix": 1, "right": 2, "tokens": 7}]
+    assert label.taken((), lines, 4) == {"prompts": 2, "completions": 8, "generated_tokens": 7}
