@@ -114,7 +114,7 @@ class ContinueConfig:
     batch_size: Positive = 64
     """Rows an update; with packing a row holds several solutions."""
     max_length: Positive = 4096
-    """Tokens a row; longer solutions are left out, and how many is said."""
+    """Tokens a row; at least those of the longest prompt and completion. Longer old solutions are left out."""
     packing: bool = True
     """Put several solutions in a row; they do not see one another."""
     microbatches: Positive = 1

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import time
 import weakref
 from unittest import mock
 
@@ -76,7 +75,6 @@ class Held:
 
     def __init__(self):
         self.opened, self.seen = [], []
-        self.seconds = 0.0  # of the stage rl
 
     def opening(self, original):
         def open_scorer(*args):
@@ -96,15 +94,6 @@ class Held:
 
         return mock.patch.object(module, name, function)
 
-    def timing(self, original):
-        def train(*args, **kwargs):
-            begun = time.monotonic()
-            result = original(*args, **kwargs)
-            self.seconds = time.monotonic() - begun
-            return result
-
-        return train
-
 
 @pytest.fixture(scope="module")
 def iterated(tmp_path_factory, workers):
@@ -121,7 +110,6 @@ def iterated(tmp_path_factory, workers):
     with (
         mock.patch.object(learned, "scoring_program", watched),
         mock.patch.object(learned, "open_scorer", held.opening(learned.open_scorer)),
-        mock.patch.object(rl, "train", held.timing(rl.train)),
         held.looking(rl, "improve"),
         held.looking(label, "train"),
         held.looking(reward_model, "train"),
@@ -201,13 +189,6 @@ def test_the_ledger_has_what_the_iterations_took(iterated):
     assert found["stages"]["rl"]["counts"]["generated_tokens"] == sum(steps) and min(sampled) > 0
     own = [found["stages"][stage]["counts"]["generated_tokens"] for stage in ("sft", "rl")]
     assert found["totals"]["generated_tokens"] == sum(own) + sum(sampled)
-
-
-def test_time_counts_once(iterated):
-    """The clock of the steps stands while the reward model learns."""
-    found, seconds = read_ledger(iterated[1]), iterated[3].seconds
-    parts = [part["seconds"] for part in found["parts"].values()]
-    assert min(parts) > 0.1 and found["stages"]["rl"]["counts"]["seconds"] + sum(parts) < seconds
 
 
 def test_every_line_says_how_far_it_is(iterated):
