@@ -185,7 +185,9 @@ except schedule.Stopped as stopped:
 def test_goes_on_after_a_signal(place, base, number):
     """The signal reaches the jobs once, they save, and the same jobs run again without those that had ended."""
     code = CALLER.format(root=str(ROOT), tests=str(Path(__file__).parent))
+    heeded = signal.signal(number, signal.SIG_DFL)  # a child of nohup would ignore it
     caller = subprocess.Popen([sys.executable, "-c", code, str(place.out), str(base)], stderr=subprocess.PIPE)
+    signal.signal(number, heeded)
     wait_for(lambda: (place.out / "quick" / DONE).exists())
     os.kill(caller.pid, number)
     assert b"the same command goes on" in caller.communicate(timeout=30)[1]

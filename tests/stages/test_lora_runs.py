@@ -231,7 +231,8 @@ def test_a_run_broken_everywhere_on_a_base_that_moves_equals_an_unbroken_one(
         assert run_interrupted(file, tmp_path / "run", workers, stage, step, *more).exit_code == 143
     capsys.readouterr()
     run(file, tmp_path / "run", workers, *moved)
-    assert f"changed since the run was started: model.model_name_or_path: '{base_model}' ->" in capsys.readouterr().out
+    changed = next(line for line in capsys.readouterr().out.splitlines() if "changed since the run was started" in line)
+    assert ": model.model_name_or_path: " in changed and " -> " in changed  # of long paths, the part that differs
     assert_equal_runs(tmp_path / "run", expected)
 
 
