@@ -226,14 +226,15 @@ def test_a_run_broken_everywhere_on_a_base_that_moves_equals_an_unbroken_one(
     unbroken, base_model, workers, tmp_path, capsys
 ):
     file, expected = unbroken
-    moved = ["--model.model_name_or_path", str(shutil.copytree(base_model, tmp_path / "elsewhere"))]
+    elsewhere = shutil.copytree(base_model, tmp_path / "elsewhere")
+    moved = ["--model.model_name_or_path", str(elsewhere)]
     for stage, step, more in (("sft", 2, []), ("rl", 2, moved), ("rl", 3, [])):
         assert run_interrupted(file, tmp_path / "run", workers, stage, step, *more).exit_code == 143
     capsys.readouterr()
     run(file, tmp_path / "run", workers, *moved)
     changed = next(line for line in capsys.readouterr().out.splitlines() if "changed since the run was started" in line)
     assert ": model.model_name_or_path: " in changed and " -> " in changed  # of long paths, the part that differs
-    assert_equal_runs(tmp_path / "run", expected)
+    assert_equal_runs(tmp_path / "run", expected, moved=elsewhere, base=base_model)
 
 
 @pytest.mark.slow
