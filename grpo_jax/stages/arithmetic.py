@@ -26,7 +26,7 @@ def arithmetic(
     return rows
 
 
-def _sft_step(c: Config, s: SFTConfig, shards: int, problems: int | None) -> dict[str, Any]:
+def _rows_step(c: Config, s: SFTConfig | RewardModelConfig, shards: int, problems: int | None) -> dict[str, Any]:
     return {
         "step": f"{s.batch_size} rows x {s.max_length}",
         "rows": s.batch_size,
@@ -48,18 +48,6 @@ def _label_step(c: Config, s: LabelConfig, shards: int, problems: int | None) ->
         "decode_rows": min(s.decode_rows or rows, rows),
         "tokens_a_step": rows * s.sampling.max_completion_length + s.batch_prompts * c.prompt.max_prompt_length,
         "steps": -(-problems // s.batch_prompts) if problems else None,
-    }
-
-
-def _reward_model_step(c: Config, s: RewardModelConfig, shards: int, problems: int | None) -> dict[str, Any]:
-    return {
-        "step": f"{s.batch_size} rows x {s.max_length}",
-        "rows": s.batch_size,
-        "rows_a_device": s.batch_size // shards,
-        "microbatches": s.microbatches,
-        "tokens_a_step": s.batch_size * s.max_length,
-        "steps": s.max_steps,
-        "epochs": None,
     }
 
 
@@ -92,9 +80,9 @@ def _evaluation_step(c: Config, s: EvaluationConfig, shards: int, problems: int 
 
 
 _STEP = {
-    "sft": _sft_step,
+    "sft": _rows_step,
     "label": _label_step,
-    "reward_model": _reward_model_step,
+    "reward_model": _rows_step,
     "rl": _rl_step,
     "evaluation": _evaluation_step,
 }

@@ -32,7 +32,7 @@ from test_loop import listening
 from test_meshes import MESHES, assert_same, flags
 
 from grpo_jax.config import LoraConfig, MeshConfig
-from grpo_jax.configure import load
+from grpo_jax.configure import difference, load
 from grpo_jax.data.tokenizer import load_tokenizer
 from grpo_jax.models.decoder import Decoder
 from grpo_jax.models.hf import load_params, read_config, save_params
@@ -232,8 +232,8 @@ def test_a_run_broken_everywhere_on_a_base_that_moves_equals_an_unbroken_one(
         assert run_interrupted(file, tmp_path / "run", workers, stage, step, *more).exit_code == 143
     capsys.readouterr()
     run(file, tmp_path / "run", workers, *moved)
-    changed = next(line for line in capsys.readouterr().out.splitlines() if "changed since the run was started" in line)
-    assert ": model.model_name_or_path: " in changed and " -> " in changed  # of long paths, the part that differs
+    (changed,) = difference(*({"model": {"model_name_or_path": str(path)}} for path in (base_model, elsewhere)))
+    assert f"changed since the run was started: {changed}\n" in capsys.readouterr().out
     assert_equal_runs(tmp_path / "run", expected, moved=elsewhere, base=base_model)
 
 
