@@ -55,14 +55,15 @@ def findings(scale: Scale, out: Path) -> Findings:
     links = ordering(ORDER, [finals[name] for name in ORDER])
     beside = [link for pair in BESIDE for link in ordering(pair, [finals[name] for name in pair])]
     measure = f"mean@{runs[ORDER[0]][0].after.right.shape[1]}"
+    judged = reward_model_of(out / STEM)
     return Findings(
         name="figure5",
         title=f"Figure 5 in small ({scale.name}): methods from one SFT policy, at equal budgets",
         verdicts=verdicts(links, beside, runs, measure),
-        remarks=[*budget(runs, scale), *reward_model(out), *causes(runs, measure)],
+        remarks=[*budget(runs, scale), *reward_model(judged), *causes(runs, measure)],
         tables=[arms_table(runs, finals, measure), links_table([*links, *beside])],
         panels=[panel(runs, measure, STEPS), panel(runs, measure, TOKENS), panel(runs, "greedy", STEPS)],
-        numbers=numbers(runs, finals, [*links, *beside], measure) | {"reward_model": reward_model_of(out / STEM)},
+        numbers=numbers(runs, finals, [*links, *beside], measure) | {"reward_model": judged},
     )
 
 
@@ -141,15 +142,15 @@ def budget(runs: Mapping[str, Sequence[Run]], scale: Scale) -> list[str]:
     ]
 
 
-def reward_model(out: Path) -> list[str]:
-    """How good the reward model is where the truth is known."""
-    found = reward_model_of(out / STEM)
+def reward_model(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """How good the reward model is where the truth is known, by the keys of `reward_model_of`."""
     labels, held, truth = found["labels"], found["held_out"], found["labels beside the truth"]
+    # A weak SFT policy may write no good step, and a strong one no bad step.
+    called = [f"{truth[kind]:.1%} of the really {kind} steps" for kind in ("good", "bad") if kind in truth]
     return [
         f"Labels by the SFT policy itself: {labels['solutions']} solutions, {labels['right_solutions']:.1%} right; "
         f"{labels['steps']} steps, {labels['hard']:.1%} good by the hard estimate; {labels['completions']} completions "
-        f"sampled for them. Of the steps that are really good {truth['good']:.1%} are called good, of the bad "
-        f"{truth['bad']:.1%}.",
+        f"sampled for them. They call good: {', '.join(called)}.",
         "Process reward model on held-out steps of which the truth is known: AUC "
         f"{held['auc']:.4f}, accuracy {held['accuracy']:.1%}, first error found in {held['first_error']:.1%} of the "
         f"solutions ({held.get('first_error/flawed', float('nan')):.1%} of those with one).",

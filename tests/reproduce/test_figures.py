@@ -125,7 +125,20 @@ def test_figure5_when_all_orderings_hold(tmp_path):
     )
     assert found.remarks[0].startswith("Budget of each run: 10 updates, 80 completions, 1,000 generated tokens.")
     assert any("first error found in 97.0%" in line for line in found.remarks)
-    assert any("really good 33.3% are called good, of the bad 0.0%" in line for line in found.remarks)
+    said = "call good: 33.3% of the really good steps, 0.0% of the really bad steps."
+    assert any(line.endswith(said) for line in found.remarks)
+
+
+@pytest.mark.parametrize(
+    ("solution", "steps", "said"),
+    [(0, 2, "call good: 50.0% of the really good steps."), (1, 1, "call good: 0.0% of the really bad steps.")],
+)
+def test_figure5_of_labels_that_are_all_good_or_all_bad(tmp_path, solution, steps, said):
+    put_figure5(tmp_path, AS_IN_THE_PAPER)
+    labels = tmp_path / STEM / "label" / "labels.jsonl"
+    row = json.loads(labels.read_text().splitlines()[solution])
+    labels.write_text(json.dumps(row | {"steps": row["steps"][:steps]}) + "\n")
+    assert any(line.endswith(said) for line in figure5.findings(SCALE, tmp_path).remarks)
 
 
 def test_figure5_says_what_did_not_hold_and_what_cannot_be_told(tmp_path):
