@@ -21,6 +21,7 @@ from grpo_jax.rewards import accuracy
 from grpo_jax.sampler.draw import Distribution
 from grpo_jax.sampler.sample import Sampling
 from grpo_jax.sharding import host_to_global, make_mesh, named, run_key
+from grpo_jax.stages.budget import CPU_LOGITS
 from grpo_jax.stages.programs import rl_programs
 from grpo_jax.training.optimizer import make_optimizer
 from grpo_jax.training.state import create_state
@@ -34,6 +35,11 @@ class SmallStep(NamedTuple):
     programs: dict[str, Callable[[Any], tuple[Any, Callable[[], Any]]]]
 
 
+def head_chunk(w: Workload, microbatches: int, devices: int) -> int:
+    """Time steps of logits at once, as a run on CPUs chooses them."""
+    return max(1, min(CPU_LOGITS * microbatches * devices // w.rows, w.completion_length))
+
+
 def small_step(w: Workload, *, microbatches: int, devices: int) -> SmallStep:
     """The programs that `stages/rl.py` would run for a workload, on the first so many devices; no completion ends."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
@@ -45,7 +51,7 @@ def small_step(w: Workload, *, microbatches: int, devices: int) -> SmallStep:
         prompts_per_step=w.prompts,
         num_generations=w.generations,
         microbatches=microbatches,
-        head_chunk=min(w.completion_length, 128),
+        head_chunk=head_chunk(w, microbatches, devices),
         sampling=SamplingConfig(max_completion_length=w.completion_length),
     )
     never = w.vocabulary + EOS_ID  # a token that is not there
