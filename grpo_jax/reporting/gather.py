@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ def gather(directory: Path) -> Run:
         stages[name] = [record for record in records if isinstance(record.get("step"), int)]
         problems += bad
     evaluations = []
-    for path in sorted((directory / "evaluation").glob("*.json"), key=lambda path: path.stat().st_mtime):
+    for path in in_order_of_writing((directory / "evaluation").glob("*.json")):
         content = parse_object(read_text(path))
         if content is None or not isinstance(content.get("metrics"), dict):
             problems.append(f"{path}: not an evaluation (no object with metrics); left out")
@@ -66,6 +66,11 @@ def gather(directory: Path) -> Run:
         ledger=parse_object(read_text(directory / LEDGER)) or {},
         problems=[problem.replace(f"{directory}/", "") for problem in problems],
     )
+
+
+def in_order_of_writing(paths: Iterable[Path]) -> list[Path]:
+    """The oldest first; `before` before `after` where the clock of the disk, with its milliseconds, knows no order."""
+    return sorted(sorted(paths, reverse=True), key=lambda path: path.stat().st_mtime_ns)
 
 
 def read_text(path: Path) -> str:

@@ -151,10 +151,20 @@ def reward_model(found: Mapping[str, Mapping[str, float]]) -> list[str]:
         f"Labels by the SFT policy itself: {labels['solutions']} solutions, {labels['right_solutions']:.1%} right; "
         f"{labels['steps']} steps, {labels['hard']:.1%} good by the hard estimate; {labels['completions']} completions "
         f"sampled for them. They call good: {', '.join(called)}.",
-        "Process reward model on held-out steps of which the truth is known: AUC "
-        f"{held['auc']:.4f}, accuracy {held['accuracy']:.1%}, first error found in {held['first_error']:.1%} of the "
-        f"solutions ({held.get('first_error/flawed', float('nan')):.1%} of those with one).",
+        f"Process reward model on held-out steps of which the truth is known: {quality(held)}.",
     ]
+
+
+def quality(held: Mapping[str, float]) -> str:
+    """The measures of held-out steps in words, which say what there was none of: good or bad steps, or any."""
+    if not held:
+        return "not measured, as none are held out"
+    area = f"AUC {held['auc']:.4f}" if "auc" in held else "no AUC, as these are all good or all bad"
+    flawed = f"{held['first_error/flawed']:.1%} of those with one" if "first_error/flawed" in held else "none has one"
+    return (
+        f"{area}, accuracy {held['accuracy']:.1%}, first error found in {held['first_error']:.1%} of the solutions "
+        f"({flawed})"
+    )
 
 
 def causes(runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
@@ -166,8 +176,8 @@ def causes(runs: Mapping[str, Sequence[Run]], measure: str) -> list[str]:
             at = of[0].curve.steps[int(curve.argmax())]
             fell = f"{ARMS[name].title} fell from {100 * curve.max():.1f} % at step {at} to {100 * curve[-1]:.1f} %"
             said.append(fell + why_it_fell(of, at))
-    dead = {name: np.mean([run.metrics["last/frac_reward_zero_std"] for run in of]) for name, of in runs.items()}
-    shares = ", ".join(f"{ARMS[name].title} {share:.0%}" for name, share in dead.items())
+    dead = {name: mean_of("last/frac_reward_zero_std", of) for name, of in runs.items()}
+    shares = ", ".join(f"{ARMS[name].title} {written(share, '.0%')}" for name, share in dead.items())
     return [*said, f"Groups whose rewards are all equal, in the last tenth of the steps: {shares}."]
 
 
@@ -197,6 +207,16 @@ def why_it_fell(of: Sequence[Run], at: int) -> str:
     )
 
 
+def mean_of(metric: str, of: Sequence[Run]) -> float:
+    """The mean over seeds of what `last_of` has found; nan if one has no such number, as of rewards that judge none."""
+    return float(np.mean([run.metrics.get(metric, np.nan) for run in of]))
+
+
+def written(value: float, form: str) -> str:
+    """A number in some format; `-` where there is none."""
+    return "-" if np.isnan(value) else format(value, form)
+
+
 def arms_table(runs: Mapping[str, Sequence[Run]], finals: Mapping[str, Any], measure: str) -> Table:
     """A row an arm."""
     rows = []
@@ -210,8 +230,8 @@ def arms_table(runs: Mapping[str, Sequence[Run]], finals: Mapping[str, Any], mea
                 percent(t_interval([row.mean() for row in finals[name]])),
                 percent(nested_bootstrap(finals[name])),
                 percent(t_interval([run.curve.values["greedy"][-1] for run in of])),
-                f"{np.mean([run.metrics['last/reward'] for run in of]):.3f}",
-                f"{np.mean([run.metrics.get('last/kl', np.nan) for run in of]):.3f}".replace("nan", "-"),
+                written(mean_of("last/reward", of), ".3f"),
+                written(mean_of("last/kl", of), ".3f"),
                 f"{np.mean([run.unknown[1] for run in of]):.0%}",
                 f"{np.mean([run.spent['generated_tokens'] for run in of]):,.0f}",
             ]

@@ -126,7 +126,8 @@ def risen_since(run: Path, step: int, share: float = 0.1) -> float:
 
     Where fewer than twice a tenth are left, of the later half less the earlier one; 0 where that leaves nothing.
     """
-    told = [(line["step"], line["reward"]) for line in read_metrics(run / "rl" / "metrics.jsonl") if "reward" in line]
+    lines = [line for line in read_metrics(run / "rl" / "metrics.jsonl") if line.get("reward") is not None]
+    told = [(line["step"], line["reward"]) for line in lines]
     rest = [reward for at, reward in told if at > step]
     few = min(max(1, round(share * len(told))), len(rest) // 2)
     return float(np.mean(rest[-few:]) - np.mean(rest[:few])) if few else 0.0

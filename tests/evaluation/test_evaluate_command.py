@@ -128,9 +128,20 @@ def test_same_command_makes_nothing_twice(data, tmp_path):
         assert records(tmp_path / "out") == kept
 
 
+# The command, which rests behind every batch of samples: after the first there are seconds for a kill on any machine.
+AT_LEISURE = """
+import runpy, sys, time
+from grpo_jax.stages.evaluation_store import Store
+keep = Store.keep
+Store.keep = lambda store, made: (keep(store, made), time.sleep(0.05 * (store.path.name == "samples.jsonl")))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_killed_and_gone_on(data, tmp_path):
     """kill -9 at a random moment; the same command then ends with the records and results of the unbroken one."""
-    problems = 1200  # a second of work: the kill comes long before its end
+    problems = 400
     rows = [{"question": f"{i}+1?", "answer": str(i + 1)} for i in range(problems)]
     folder = tmp_path / "data"
     folder.mkdir()
@@ -141,13 +152,14 @@ def test_killed_and_gone_on(data, tmp_path):
     script.write_text("".join(json.dumps(line) + "\n" for line in lines))
     more = ("--evaluation.batch_prompts", "2")
     whole = evaluated(*command(script, ["gsm8k"], folder, tmp_path / "whole", *more))
-    words = [sys.executable, "launch/evaluate.py", *command(script, ["gsm8k"], folder, tmp_path / "out", *more)]
+    words = [sys.executable, "-c", AT_LEISURE, "launch/evaluate.py"]
+    words += command(script, ["gsm8k"], folder, tmp_path / "out", *more)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     made = tmp_path / "out" / "gsm8k" / "samples.jsonl"
     while process.poll() is None and not (made.is_file() and made.stat().st_size):
         time.sleep(0.001)
-    time.sleep(random.uniform(0, 0.05))
+    time.sleep(random.uniform(0, 0.3))
     process.kill()
     said = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, said

@@ -2,14 +2,16 @@
 
 import html.parser
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 from synthetic_run import make_groups, make_run, rl_line, sft_line, write_lines
 
 from grpo_jax.reporting import report as module
 from grpo_jax.reporting.charts import layout, verdict
-from grpo_jax.reporting.gather import iterations
+from grpo_jax.reporting.gather import gather, iterations
 from grpo_jax.reporting.pictures import lines_over_k, table_rows
 from grpo_jax.reporting.report import ReportError, main, write_report
 from grpo_jax.reporting.rollouts import write_rollouts
@@ -67,6 +69,16 @@ def test_the_page_stands_alone_and_is_small(run):
     for word in ("96.0%", "[93.0, 98.5]", "+72.0", "mean@8", "maj@8", "num_generations: 16", "0.10.2", "0123456789"):
         assert word in text, word
     assert "sft 900 of 900, rl 200 of 200" in text and "32 × 16 completions a step" in text
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_evaluations_are_in_order_where_the_clock_knows_none(tmp_path, monkeypatch, backwards):
+    """Files of one tick of the disk's clock, whatever order the disk names them in."""
+    run, listed = make_run(tmp_path / "run", steps=5, rollout_files=1, groups=1), Path.glob
+    for path in (run / "evaluation").iterdir():
+        os.utime(path, ns=(10**18, 10**18))
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: sorted(listed(path, pattern), reverse=backwards))
+    assert [evaluation["name"] for evaluation in gather(run).evaluations] == ["before", "after"]
 
 
 def test_only_the_script_of_the_page_may_run(run):

@@ -141,6 +141,39 @@ def test_figure5_of_labels_that_are_all_good_or_all_bad(tmp_path, solution, step
     assert any(line.endswith(said) for line in figure5.findings(SCALE, tmp_path).remarks)
 
 
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (("auc",), ": no AUC, as these are all good or all bad, accuracy 97.0%, first error found in 97.0% of the "),
+        (("first_error/flawed",), "AUC 0.9700, accuracy 97.0%, first error found in 97.0% of the solutions (none has "),
+        (MEASURES, ": not measured, as none are held out."),
+    ],
+)
+def test_figure5_of_a_reward_model_of_which_little_was_measured(tmp_path, missing, said):
+    put_figure5(tmp_path, AS_IN_THE_PAPER)
+    measured = dict.fromkeys(set(MEASURES) - set(missing), 0.97)
+    put(tmp_path / STEM / "reward_model" / "held_out.json", json.dumps(measured))
+    found = figure5.findings(SCALE, tmp_path)
+    assert any(said in line for line in found.remarks), found.remarks
+    write(found, tmp_path)
+
+
+def test_figure5_of_rewards_that_judged_nothing(tmp_path):
+    """A reward that is null in the metrics, as where no completion of a step could be judged."""
+    put_figure5(tmp_path, AS_IN_THE_PAPER, grpo_ps=[0.25], grpo_os=[1.0])
+    for name in ("rft", "grpo_os"):
+        for path in tmp_path.glob(f"figure5/{name}/*/rl/metrics.jsonl"):
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            unjudged = {"reward": None, "frac_reward_zero_std": None}
+            lines = [line | unjudged if "reward" in line and line["step"] > 5 else line for line in lines]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = figure5.findings(SCALE, tmp_path)
+    rows = {row[0]: row for row in found.tables[0].rows}
+    assert rows["RFT"][6] == "-" and rows["GRPO+PS"][6] == "0.885"
+    assert "last tenth of the steps: RFT -, Online RFT 50%, GRPO+OS -" in found.remarks[-1]
+    write(found, tmp_path)
+
+
 def test_figure5_says_what_did_not_hold_and_what_cannot_be_told(tmp_path):
     ends = AS_IN_THE_PAPER | {"online_rft": (0.0, 0.0, 0.0), "grpo_os": (0.125, 0.5, 0.5)}
     put_figure5(tmp_path, ends)

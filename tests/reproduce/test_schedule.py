@@ -15,7 +15,8 @@ import pytest
 from grpo_jax.reproduce import schedule
 from grpo_jax.reproduce.schedule import DONE, LOG, ROOT, SETTINGS, Job, JobError, Place, run_jobs
 
-# A run that notes when it starts and ends, and goes on where a signal stopped it.
+# A run that notes when it starts and ends, and goes on where a signal stopped it. To meet, or to fail, it waits until
+# two have been there at once, however long a machine takes to start the other.
 FAKE = """
 import json, os, pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1]); notes = folder.parent / "notes"
@@ -27,6 +28,10 @@ signal.signal(signal.SIGTERM, stop)
 text = (folder / "settings.yaml").read_text()
 note("began")
 print("something to be seen in the log", [os.environ.get(name) for name in ("CORES", "NPROC")], flush=True)
+def two_have_met():
+    running = [1 if line.endswith("began") else -1 for line in notes.read_text().splitlines()]
+    return max(sum(running[:n + 1]) for n in range(len(running))) >= 2
+while ("meet" in text or "fail" in text) and not two_have_met(): time.sleep(0.02)
 if "fail" in text: sys.exit("no such thing")
 if "wait" in text:
     while not (folder.parent / "go").exists(): time.sleep(0.02)
@@ -69,7 +74,7 @@ def most_at_once(lines) -> int:
 def test_after_what_is_needed_and_two_at_once(place, base):
     jobs = [
         Job("stem", base, {}, environment={"NPROC": "2"}),
-        *(Job(f"arm{i}", base, {"i": i}, ("stem",)) for i in range(4)),
+        *(Job(f"arm{i}", base, {"i": i, "meet": 1}, ("stem",)) for i in range(4)),
     ]
     told = []
     run_jobs(jobs, place, tell=told.append)
@@ -188,7 +193,7 @@ def test_goes_on_after_a_signal(place, base, number):
     heeded = signal.signal(number, signal.SIG_DFL)  # a child of nohup would ignore it
     caller = subprocess.Popen([sys.executable, "-c", code, str(place.out), str(base)], stderr=subprocess.PIPE)
     signal.signal(number, heeded)
-    wait_for(lambda: (place.out / "quick" / DONE).exists())
+    wait_for(lambda: (place.out / "quick" / DONE).exists() and "slow began" in notes(place))
     os.kill(caller.pid, number)
     assert b"the same command goes on" in caller.communicate(timeout=30)[1]
     assert caller.returncode == 128 + number

@@ -87,10 +87,8 @@ def test_an_earlier_block_that_ends_the_process(sandbox):
 
 
 def test_each_block_has_its_time(sandbox):
-    limits = Limits(wall=1.5, cpu=1.5)
-    result = sandbox.submit(
-        "import time\ntime.sleep(0.8)\nprint('both')", limits, earlier=["import time\ntime.sleep(0.8)"]
-    )
+    limits, sleep = Limits(wall=3.0, cpu=3.0), "import time\ntime.sleep(1.6)"  # two are more than the limit
+    result = sandbox.submit(f"{sleep}\nprint('both')", limits, earlier=[sleep])
     assert result.result() == ToolResult("ok", "both")
     assert sandbox.submit("1", limits, earlier=["import time\ntime.sleep(9)"]).result().status == "timeout"
 
@@ -144,9 +142,9 @@ def test_results_come_while_others_run(sandbox):
     """Rows that wait for a slow program do not stop the others, and each future has its own row's result."""
     if sandbox.record["workers"] < 2:
         pytest.skip("one worker runs one program after the other")
-    slow = sandbox.submit("import time\ntime.sleep(4)\nprint('slow')")
-    quick = [sandbox.submit(f"print({n})") for n in range(20)]
-    assert [future.result().text for future in quick] == [str(n) for n in range(20)]
+    slow = sandbox.submit("import time\ntime.sleep(5)\nprint('slow')")
+    quick = [sandbox.submit(f"print({n})") for n in range(8)]
+    assert [future.result().text for future in quick] == [str(n) for n in range(8)]
     assert not slow.done()
     assert slow.result().text == "slow"
 
