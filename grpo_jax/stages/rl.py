@@ -114,11 +114,12 @@ def train(run: Run, initial: Callable[[], Any], prepared: Prepared, evaluate: Ev
                     reference = refresh(stage, state, step)  # 3
                 draw_ahead(stage, state, reference, ahead, step)  # 5, 7, if that is not done yet
                 drawn = ahead.popleft()
-                saved = to_save(stage, state, reference, drawn)
+                saved, asked = to_save(stage, state, reference, drawn), run.interruption.ask()
                 with run.keeping(checkpoints, step, saved, data), contextlib.suppress(Interrupted):
                     batch = collect(stage, state, reference, drawn, progress)  # 6, 8, 9
-                run.leave_if_asked(checkpoints, step, total, saved, data)
+                run.leave_if_asked(checkpoints, step, total, saved, data, asked)
                 state, reference, updates, batch = improve(stage, state, reference, batch, step)  # 10, 11
+                asked = run.interruption.ask()  # here: behind the completions to come it would wait for them
                 if (step + 1) % c.max_steps or c.steps_off_policy:  # else lines 12 and 3 come first
                     with contextlib.suppress(Interrupted):  # by a tool's rounds: this step is finished and saved first
                         draw_ahead(stage, state, reference, ahead, step + 1)  # 5, 7 to come, while the host writes
@@ -130,7 +131,7 @@ def train(run: Run, initial: Callable[[], Any], prepared: Prepared, evaluate: Ev
                     health.check(done, metrics)  # after the log, which shows what was wrong
                 look(stage, state, done, evaluate, log, progress)
                 with progress.phase("save"), stage.timeline.span(LOOP, "save", done):
-                    run.save_if_due(checkpoints, c, done, total, saved, data)
+                    run.save_if_due(checkpoints, c, done, total, saved, data, asked)
                 progress.advance(metrics if logged else None)
     run.finish("rl", total)
     return state.params
