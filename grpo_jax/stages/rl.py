@@ -35,7 +35,7 @@ from grpo_jax.models.values import value_model
 from grpo_jax.reporting.metrics import MetricsWriter, read_metrics
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.rollouts import drop_rollouts_after
-from grpo_jax.reporting.timeline import DEVICE, LOOP
+from grpo_jax.reporting.timeline import ASIDE, LOOP
 from grpo_jax.sampler.sample import Sampling
 from grpo_jax.sharding import agree
 from grpo_jax.stages.continued import (
@@ -218,8 +218,7 @@ def look(
     """
     every = stage.run.config.rl.eval_steps
     if evaluate and every and step % every == 0:
-        span = partial(stage.timeline.span, what="evaluate", step=step + 1)
-        with progress.phase("evaluate"), span(DEVICE), span(LOOP):
+        with progress.phase("evaluate"), stage.timeline.span(ASIDE, "evaluate", step + 1):
             numbers = evaluate(stage.run.policy(state.params))
         if numbers:
             log.write(step, numbers | stage.run.ledger.totals("rl"))
@@ -235,9 +234,9 @@ def go_on_learning(
     stage: Stage, continuation: Continuation, state: TrainState, step: int, log: MetricsWriter, progress: Progress
 ) -> Stage:
     """Line 12 between two iterations, after so many steps; the stage then has rewards by the new model."""
-    span = partial(stage.timeline.span, what="reward model", step=step + 1)
+    aside = stage.timeline.span(ASIDE, "reward model", step + 1)
     paused = stage.run.ledger.paused("rl")  # what it takes is counted in a ledger of its own
-    with progress.phase("reward model"), progress.paused(), paused, span(DEVICE), span(LOOP):
+    with progress.phase("reward model"), progress.paused(), paused, aside:
         stage, numbers = continue_reward_model(stage, continuation, state, step)
     known = told(log.path, step, "reward_model/")  # of a run that was stopped just after
     if numbers and not known:
