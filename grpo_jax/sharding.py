@@ -176,10 +176,26 @@ def agree(value: Any) -> Any:
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(value))
 
 
+def start_gathering(value: Any) -> Any:
+    """Start to tell every process what each of them holds: [processes, ...], for which `global_to_host` then waits.
+
+    Every process must call it at the same point. The answer comes when all is done that was started before, and waits
+    for nothing that is started later.
+    """
+    value = np.asarray(value)[None]
+    if jax.process_count() == 1:
+        return value
+    mesh, shape = _by_process(), (jax.process_count(), *value.shape[1:])
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, PartitionSpec("processes"))
+        return start_to_host(jax.make_array_from_callback(shape, sharding, lambda _: value))
+
+
+@functools.cache
+def _by_process() -> Mesh:
+    return Mesh(np.array(jax.devices()).reshape(jax.process_count(), -1), ("processes", "devices"))
+
+
 def gathered(value: Any) -> np.ndarray:
     """What each process holds, by its number: [processes, ...]. Every process must call it at the same point."""
-    if jax.process_count() == 1:
-        return np.asarray(value)[None]
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(value))
+    return np.asarray(global_to_host(start_gathering(value)))

@@ -13,6 +13,7 @@ from grpo_jax.reporting.files import finite, read_json_lines
 from grpo_jax.reporting.pace import in_words
 
 LANES = {"device": "devices", "graders": "graders", "loop": "loop"}  # where, and what the lane is called
+ASIDE = {"aside": "between"}  # a lane that only steps with something between them and the one before have
 KINDS = ("sample", "judge", "read", "reference", "old", "update", "check", "evaluate")  # with a colour; others are grey
 LANE_HEIGHT, LANE_PITCH = 14, 18
 LONG = 0.08  # of the width: from here on a span has its name written on it
@@ -85,13 +86,15 @@ def draw_step(record: Mapping[str, Any], longest: float, metrics: Mapping[str, A
     """One step; one that is longer than the scale is drawn as long as that, and squeezed."""
     scale = 100 / max(longest, record["seconds"])
     lanes = []
-    for number, (where, name) in enumerate(LANES.items()):
+    aside = [span for span in record["spans"] if span["where"] in ASIDE]
+    for number, (where, name) in enumerate((LANES | (ASIDE if aside else {})).items()):
         spans = [span for span in record["spans"] if span["where"] == where]
         lanes.append(Lane(name, number * LANE_PITCH, [block(span, record["step"], scale) for span in spans]))
     device, host = (finite(metrics.get(f"time/{name}_idle_s")) for name in ("device", "host"))
     words = [in_words(record["seconds"])]
     words += [f"device waits for the host {share(device, record)}"] if device is not None else []
     words += [f"host waits for the device {share(host, record)}"] if host is not None else []
+    words += [f"{span['what']} {share(span['end'] - span['start'], record)}" for span in aside]
     squeezed = record["seconds"] > longest
     return StepLanes(
         record["step"],

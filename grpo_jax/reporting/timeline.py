@@ -23,12 +23,13 @@ from grpo_jax.reporting.files import is_primary, read_json_lines, to_json, write
 NAME = "timeline.jsonl"
 KEPT = 8  # steps of a run whose spans are kept
 DEVICE, LOOP, GRADERS = "device", "loop", "graders"
+ASIDE = "aside"  # what is done between two steps and is no part of one: all of them wait for it, and none is idle
 
 
 class Span(NamedTuple):
     """Something that took from `start` to `end`, in seconds."""
 
-    where: str  # device, loop (the main thread) or graders (the thread that reads and judges)
+    where: str  # device, loop (the main thread), graders (the thread that reads and judges) or aside
     what: str
     step: int  # the step it is part of, from 1
     start: float
@@ -107,7 +108,8 @@ class Timeline:
         """End a step: seconds that the devices, and that the whole host, had nothing to do; the step's own sampling.
 
         The host is idle while the loop waits and the graders neither read nor judge. Of a program that runs on, what
-        has passed is counted. Keeps the spans if it is one of the steps that are kept.
+        has passed is counted; what was done aside is neither work of the devices nor their waiting. Keeps the spans if
+        it is one of the steps that are kept.
         """
         self._settle()
         with self._lock:
@@ -116,12 +118,15 @@ class Timeline:
             self._spans = [span for span in self._spans if span.step > step]  # sampled ahead
             self._waits, self._began = [], now
         within = [clip(span, began, now) for span in spans if span.end > began and span.start < now]
-        busy = {where: merged([(s.start, s.end) for s in within if s.where == where]) for where in (DEVICE, GRADERS)}
-        idle = overlap(merged(waits), gaps(busy[GRADERS], began, now))
+
+        def of(*places: str) -> list[tuple[float, float]]:
+            return merged([(span.start, span.end) for span in within if span.where in places])
+
+        idle = overlap(merged(waits), gaps(of(GRADERS), began, now))
         if step in self._kept and is_primary():
             self._keep(step, within, began, now)
         return {
-            "time/device_idle_s": now - began - length(busy[DEVICE]),
+            "time/device_idle_s": now - began - length(of(DEVICE, ASIDE)),
             "time/host_idle_s": length(idle),
             "time/device_sample_s": sum(s.end - s.start for s in spans if s.what == "sample" and s.step == step),
         }

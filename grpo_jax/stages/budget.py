@@ -91,7 +91,8 @@ def _by_memory(plant: Plant, stage: str, keys: list[str], memory: int) -> Config
     def needed(config: Config) -> float:
         found = phases(plant._replace(config=config), (stage,))
         scoring = [phase for phase in found if phase.work and not phase.work.cache]  # the sampler has its own setting
-        return max(sum(p.held) + HEADROOM * temporaries(plant.decoder, p.work, tensor=tensor) for p in scoring)
+        works = [(sum(phase.held), phase.work._replace(sampled=None)) for phase in scoring]
+        return max(held + HEADROOM * temporaries(plant.decoder, work, tensor=tensor) for held, work in works)
 
     config = _start(plant.config, stage, keys, LONGEST_CHUNK)
     knobs = [knob for knob in KNOBS[f"{stage}: update"] if knob.key in keys]

@@ -16,9 +16,13 @@ def temporaries(decoder: DecoderConfig, work: Work, *, tensor: int) -> float:
     """Bytes on a device while it has this work in hand; heads, mlp and vocabulary are split over `tensor` devices.
 
     Sampling: keys and values, the prompt's pass, and a token's logits and scores. Scoring: one layer in hand, and the
-    logits of a chunk. Training: both twice, what `remat` keeps of every layer, and gradients.
+    logits of a chunk. Training: both twice, what `remat` keeps of every layer, and gradients. A program that samples
+    and then trains takes what the larger part does, which lies where the other lay.
     """
     c, w = decoder, work
+    if w.sampled is not None:
+        parts = (w.sampled, w._replace(sampled=None))
+        return max(temporaries(c, part, tensor=tensor) for part in parts)
     prompt = layer(c, w.prompts, w.prompt_length, w.prompt_length, tensor)
     gathered = 2 * _layer_weights(c) * c.compute_dtype.itemsize / tensor
     if w.cache:

@@ -250,7 +250,7 @@ def start_telling(batch: Collected) -> Collected:
         {
             "rollout": rollout,
             "judged": {"parts": judged.parts, "outcome": judged.outcome, "dead": judged.dead},
-            "experience": {"advantages": experience.advantages, "ref_logprobs": experience.ref_logprobs},
+            "experience": {name: getattr(experience, name) for name in ("advantages", "ref_logprobs", "places")},
         }
     )
     return batch._replace(

@@ -186,13 +186,16 @@ def _fused_rl(plant: Plant) -> Iterator[Phase]:
     step = step_shapes(plant, optimizer, programs.freeze, algorithm)
     batches = plant.chunk(n, (step.rollout.prompts, column_shapes(rewards, c)))
     number, each = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((n,), jnp.int32)
-    scored = scoring_work(plant, rows=algorithm.rows)
+    trained = {"gradient": device_bytes(plant.trained), "gradients": _gradients(c)}
+    work = scoring_work(plant, rows=algorithm.rows)._replace(
+        **trained, sampled=sampling_work(plant, c.prompts_per_step, sampling)
+    )
     settings = (dataclasses.replace(c, source=None), sampling, slots, plant.config.prompt.max_prompt_length)
     yield Phase(
         "rl: fused steps",
         held_by(plant, step)._replace(batch=0),
         0,
-        scored._replace(gradient=device_bytes(plant.trained), gradients=_gradients(c)),
+        work,
         plant.key("fused", *settings, remat=True, decode=True),
         partial(
             compile_ahead,

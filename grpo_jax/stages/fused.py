@@ -117,9 +117,10 @@ def train_fused(
                 reference = stage.programs.freeze(state.params) if chunk.start % c.max_steps == 0 else reference
                 running = program(state, reference, *arguments(fused, chunk, batches), frozen=run.frozen)
         state, told, kept = running
+        told, kept = start_to_host((told, kept))  # before the next chunk, or it would wait for that
         after = prepare_batches(fused, following) if following else None
         with progress.phase("train"):
-            told, kept = global_to_host(told), start_to_host(kept)  # before the next chunk, or it would wait for that
+            told = global_to_host(told)
         now = time.monotonic()
         common = {"time/step_s": (now - since) / len(chunk), "compiles": compiled(program, stage.programs.freeze)}
         alarm, since = first_alarm(fused, chunk, told), now

@@ -90,11 +90,11 @@ def judge(
     host's word, as the numbers are: hosts that decided alone would wait for each other for ever.
     """
     failed = next((part.failed for part in told if part.failed), None)
-    if agree(failed is not None):
-        raise failed or RewardError("a reward function failed on the first host; its message is there")
     values = np.stack([part.scored.parts for part in told], axis=2)  # [R, P/K, K, G]
     R, share, K, G = values.shape
-    values = agree(values.reshape(R, share * K, G))  # [R, P, G]
+    stop, values = agree((failed is not None, values.reshape(R, share * K, G)))  # [R, P, G]
+    if stop:
+        raise failed or RewardError("a reward function failed on the first host; its message is there")
     for error in [part.scored.error for part in told if part.scored.error]:
         if error not in _told:
             _told.add(error)

@@ -38,7 +38,7 @@ class Measured(NamedTuple):
     @property
     def cache(self) -> int:
         """Bytes of keys and values, part of the temporaries."""
-        return min(self.phase.work.cache, self.footprint.temporaries) if self.phase.work else 0
+        return min(self.phase.work.keys_and_values, self.footprint.temporaries) if self.phase.work else 0
 
 
 class Plan(NamedTuple):

@@ -49,6 +49,12 @@ class Work(NamedTuple):
     gradients: int = 1  # in memory at once
     cache: int = 0  # bytes of keys and values that the sampler keeps on a device
     weights: int = 0  # bytes of the decode loop's own copy of the weights
+    sampled: Work | None = None  # of a program that samples what it then learns from: that part of it
+
+    @property
+    def keys_and_values(self) -> int:
+        """Bytes of keys and values that the sampler keeps, itself the program or a part of it."""
+        return self.cache if self.sampled is None else self.sampled.cache
 
 
 class Phase(NamedTuple):

@@ -35,7 +35,7 @@ from grpo_jax.models.values import value_model
 from grpo_jax.reporting.metrics import MetricsWriter, read_metrics
 from grpo_jax.reporting.progress import Progress
 from grpo_jax.reporting.rollouts import drop_rollouts_after
-from grpo_jax.reporting.timeline import DEVICE, LOOP
+from grpo_jax.reporting.timeline import ASIDE, LOOP
 from grpo_jax.sampler.sample import Sampling
 from grpo_jax.sharding import agree
 from grpo_jax.stages.continued import (
@@ -114,11 +114,12 @@ def train(run: Run, initial: Callable[[], Any], prepared: Prepared, evaluate: Ev
                     reference = refresh(stage, state, step)  # 3
                 draw_ahead(stage, state, reference, ahead, step)  # 5, 7, if that is not done yet
                 drawn = ahead.popleft()
-                saved = to_save(stage, state, reference, drawn)
+                saved, asked = to_save(stage, state, reference, drawn), run.interruption.ask()
                 with run.keeping(checkpoints, step, saved, data), contextlib.suppress(Interrupted):
                     batch = collect(stage, state, reference, drawn, progress)  # 6, 8, 9
-                run.leave_if_asked(checkpoints, step, total, saved, data)
+                run.leave_if_asked(checkpoints, step, total, saved, data, asked)
                 state, reference, updates, batch = improve(stage, state, reference, batch, step)  # 10, 11
+                asked = run.interruption.ask()  # here: behind the completions to come it would wait for them
                 if (step + 1) % c.max_steps or c.steps_off_policy:  # else lines 12 and 3 come first
                     with contextlib.suppress(Interrupted):  # by a tool's rounds: this step is finished and saved first
                         draw_ahead(stage, state, reference, ahead, step + 1)  # 5, 7 to come, while the host writes
@@ -130,7 +131,7 @@ def train(run: Run, initial: Callable[[], Any], prepared: Prepared, evaluate: Ev
                     health.check(done, metrics)  # after the log, which shows what was wrong
                 look(stage, state, done, evaluate, log, progress)
                 with progress.phase("save"), stage.timeline.span(LOOP, "save", done):
-                    run.save_if_due(checkpoints, c, done, total, saved, data)
+                    run.save_if_due(checkpoints, c, done, total, saved, data, asked)
                 progress.advance(metrics if logged else None)
     run.finish("rl", total)
     return state.params
@@ -217,8 +218,7 @@ def look(
     """
     every = stage.run.config.rl.eval_steps
     if evaluate and every and step % every == 0:
-        span = partial(stage.timeline.span, what="evaluate", step=step + 1)
-        with progress.phase("evaluate"), span(DEVICE), span(LOOP):
+        with progress.phase("evaluate"), stage.timeline.span(ASIDE, "evaluate", step + 1):
             numbers = evaluate(stage.run.policy(state.params))
         if numbers:
             log.write(step, numbers | stage.run.ledger.totals("rl"))
@@ -234,9 +234,9 @@ def go_on_learning(
     stage: Stage, continuation: Continuation, state: TrainState, step: int, log: MetricsWriter, progress: Progress
 ) -> Stage:
     """Line 12 between two iterations, after so many steps; the stage then has rewards by the new model."""
-    span = partial(stage.timeline.span, what="reward model", step=step + 1)
+    aside = stage.timeline.span(ASIDE, "reward model", step + 1)
     paused = stage.run.ledger.paused("rl")  # what it takes is counted in a ledger of its own
-    with progress.phase("reward model"), progress.paused(), paused, span(DEVICE), span(LOOP):
+    with progress.phase("reward model"), progress.paused(), paused, aside:
         stage, numbers = continue_reward_model(stage, continuation, state, step)
     known = told(log.path, step, "reward_model/")  # of a run that was stopped just after
     if numbers and not known:

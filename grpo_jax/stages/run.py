@@ -245,11 +245,16 @@ class Run:
         total: int,
         state: Any,
         data: dict[str, Any],
+        asked: Any = None,
     ) -> None:
-        """Save after so many steps, the best so far, the last, and before stopping on a signal; then stop."""
+        """Save after so many steps, the best so far, the last, and before stopping on a signal; then stop.
+
+        Of a signal `asked` was asked before, or it is now. On several hosts nothing else is asked of the others but
+        after an evaluation: an answer would come after the completions that are being sampled.
+        """
         checkpoints.poll()  # a save that failed in the background is known within a step
-        stop = self.interruption.requested_anywhere()
-        best = bool(agree(self.best_step(checkpoints.directory.parent.name) == done))
+        stop = self.interruption.requested_anywhere(asked)
+        best = measured(config, done) and bool(agree(self.best_step(checkpoints.directory.parent.name) == done))
         if stop or done == total or best or (config.save_steps and done % config.save_steps == 0):
             checkpoints.save(done, state, self.kept(checkpoints, done, data))
         if stop and done < total:
@@ -262,10 +267,10 @@ class Run:
         return {"data": data, "ledger": self.ledger.kept(checkpoints.directory.parent.name, step)} | self.base
 
     def leave_if_asked(
-        self, checkpoints: Checkpoints, finished: int, total: int, state: Any, data: dict[str, Any]
+        self, checkpoints: Checkpoints, finished: int, total: int, state: Any, data: dict[str, Any], asked: Any = None
     ) -> None:
         """Within a step: if a signal asked to stop, save the last finished step; the one under way is made again."""
-        if not self.interruption.requested_anywhere():
+        if not self.interruption.requested_anywhere(asked):
             return
         if not finished:
             raise self.interruption.interrupted("stopped before the first step; the same command starts it again")
@@ -310,6 +315,12 @@ class Run:
         if is_primary():
             write_atomically(self.stage(stage) / "done.json", json.dumps({"step": step}) + "\n")
         agree(np.int32(step))  # no process goes on, to read what the first one writes, before it is there
+
+
+def measured(config: SFTConfig | RLConfig, done: int) -> bool:
+    """Whether a held-out metric that chooses the best step was measured after so many steps."""
+    every = getattr(config, "eval_steps", 0)
+    return bool(getattr(config, "best_metric", None) and every) and done % every == 0
 
 
 def _values(record: dict[str, Any], other: dict[str, Any]) -> str:

@@ -10,9 +10,12 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import jax
 import numpy as np
+
+from grpo_jax.sharding import global_to_host, start_gathering
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO = 1.0  # seconds in which a repeated signal is the same request: launchers signal a whole process group
@@ -39,6 +42,7 @@ class Interruption:
     def __init__(self, notice: str = "stopping after this step; a second signal stops at once"):
         self._notice = notice
         self._signum: int | None = None
+        self._told = False  # whether all processes know that one has been asked to stop
 
     def __enter__(self) -> Interruption:
         self._before = None
@@ -67,19 +71,25 @@ class Interruption:
         """Whether this process has been asked to stop."""
         return self._signum is not None
 
-    def requested_anywhere(self) -> bool:
+    def ask(self) -> Any:
+        """Start to ask all processes; `requested_anywhere` of what this returns tells the answer.
+
+        On several hosts the question is a program, which waits for those that were started before it: ask before you
+        start what takes long.
+        """
+        return start_gathering(np.int32(self._signum or 0)) if jax.process_count() > 1 else None
+
+    def requested_anywhere(self, asked: Any = None) -> bool:
         """Whether any process has been asked to stop: the same answer on all, so that they leave together.
 
-        Every process must call it at the same point: on several hosts it is a collective.
+        Every process must call it at the same point, and with what `ask` gave it, or ask now.
         """
         if jax.process_count() == 1:
             return self.requested
-        from jax.experimental import multihost_utils
-
-        heard = int(multihost_utils.process_allgather(np.int32(self._signum or 0)).max())
-        if heard and self._signum is None:
-            self._signum = heard
-        return bool(heard)  # a signal that came after the question was asked waits for the next one
+        heard = int(global_to_host(self.ask() if asked is None else asked).max())
+        if heard:
+            self._signum, self._told = self._signum or heard, True
+        return self._told  # a signal that came after the question was asked waits for the next one
 
     def interrupted(self, message: str) -> Interrupted:
         """The exception to raise once the last finished step is saved."""

@@ -9,6 +9,7 @@ import pytest
 from grpo_jax.reporting.lanes import read_lanes, step_lanes
 from grpo_jax.reporting.report import write_report
 from grpo_jax.reporting.timeline import (
+    ASIDE,
     GRADERS,
     KEPT,
     LOOP,
@@ -68,6 +69,31 @@ def test_idle_times_by_hand(tmp_path):
     assert line["step"] == 1 and line["seconds"] == 10
     found = [(s["where"], s["what"], s["start"], s["end"]) for s in line["spans"]]
     assert ("device", "sample", 0, 2) in found and ("graders", "judge", 4, 7) in found
+
+
+def test_what_is_done_aside_is_neither_work_of_the_devices_nor_their_waiting(tmp_path):
+    """Sampling begins before an evaluation of 3 to 7 seconds and ends in it, at 5; then there is an update, 8 to 9."""
+    clock = Clock()
+    start = clock.now
+    with Timeline(tmp_path, 3, clock=clock) as timeline:
+        for what, began, ended in (("sample", 1, 5), ("update", 8, 9)):
+            clock.now = start + began
+            timeline.run(what, 2, lambda ended=ended: at(clock, start + ended))
+            timeline._settle()
+        clock.now = start + 3
+        with timeline.span(ASIDE, "evaluate", 2):
+            clock.now = start + 7
+        clock.now = start + 10
+        told = timeline.finish(2)
+    assert told["time/device_idle_s"] == pytest.approx(3)  # 0 to 1, 7 to 8, 9 to 10
+    assert told["time/device_sample_s"] == pytest.approx(4) and told["time/host_idle_s"] == 0
+    (line,) = map(json.loads, (tmp_path / "timeline.jsonl").read_text().splitlines())
+    assert {s["what"] for s in line["spans"] if s["where"] == "device"} == {"sample", "update"}
+    (drawn,) = step_lanes([line], [])
+    assert [lane.name for lane in drawn.lanes] == ["devices", "graders", "loop", "between"]
+    (evaluation,) = drawn.lanes[-1].blocks
+    assert (evaluation.x, evaluation.width, evaluation.kind) == (30, 40, "evaluate")
+    assert drawn.waited == "10 s, evaluate 4.0 s (40%)"
 
 
 def at(clock: Clock, ended: float):

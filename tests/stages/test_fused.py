@@ -25,6 +25,7 @@ from small_runs import (
 from grpo_jax.configure import load
 from grpo_jax.reporting.metrics import read_metrics
 from grpo_jax.stages import fused
+from grpo_jax.stages.estimate import temporaries
 from grpo_jax.stages.footprints import open_plant, phases
 from grpo_jax.stages.plan import open_shape
 from grpo_jax.training.interrupt import Interrupted
@@ -234,3 +235,23 @@ def test_chunks(file):
     for start in range(24):
         assert all(len(fused.shown_steps(c, chunk)) <= fused.num_slots(c) for chunk in fused.chunks(c, start))
     assert fused.shown_steps(c, range(18, 24)) == [18, 21, 23]
+
+
+def test_the_work_planned_has_that_of_the_sampler(file):
+    """Keys and values are named, and what is guessed of the program is the larger of its parts, whichever it is."""
+
+    def works(*flags):
+        config = load([str(file), *flags, "--print_config"]).config
+        plant = open_plant(config, open_shape(config, print), mesh_of())
+        return plant, {phase.name: phase.work for phase in phases(plant, ("rl",)) if phase.work}
+
+    for flags in ((), ("--rl.decode_rows", "4"), ("--rl.microbatches", "1", "--rl.head_chunk", "64")):
+        plant, parts = works(*flags)
+        _, whole = works(*flags, *CHUNK)
+        fused_work, sampling, update = whole["rl: fused steps"], parts["rl: sampling"], parts["rl: update"]
+        assert (fused_work.sampled, fused_work._replace(sampled=None)) == (sampling, update)
+        assert fused_work.keys_and_values == sampling.keys_and_values == sampling.cache > 0
+        guess = [temporaries(plant.decoder, work, tensor=1) for work in (fused_work, sampling, update)]
+        assert guess[0] == max(guess)
+    _, few = works("--rl.decode_rows", "4", *CHUNK)
+    assert few["rl: fused steps"].keys_and_values < fused_work.keys_and_values

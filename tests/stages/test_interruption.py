@@ -73,6 +73,9 @@ def test_a_signal_in_an_evaluation_between_steps(workers, tmp_path):
     lines = metrics(tmp_path / "run", "rl")
     assert lines == metrics(tmp_path / "unbroken", "rl")
     assert [line["step"] for line in lines if "eval/greedy" in line] == [1, 2, 3]
+    timeline = (tmp_path / "unbroken" / "rl" / "timeline.jsonl").read_text().splitlines()
+    evaluations = [(s["step"], s["where"]) for t in timeline for s in json.loads(t)["spans"] if s["what"] == "evaluate"]
+    assert evaluations == [(2, "aside"), (3, "aside")], "after the steps before"
     assert_equal_leaves(tmp_path / "run", tmp_path / "unbroken", "rl")
 
 

@@ -7,6 +7,10 @@ import sys
 import threading
 import time
 
+import jax
+import numpy as np
+
+from grpo_jax.training import interrupt
 from grpo_jax.training.interrupt import ECHO, Interrupted, Interruption
 
 
@@ -62,10 +66,6 @@ def test_outside_the_main_thread_nothing_is_caught():
 
 def test_all_processes_answer_alike(monkeypatch):
     """A signal that comes while the others are waited for is left for the next question."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
     with Interruption() as interruption:
         monkeypatch.setattr(jax, "process_count", lambda: 2)
 
@@ -73,7 +73,23 @@ def test_all_processes_answer_alike(monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
             return np.array([int(value), 0])
 
-        monkeypatch.setattr(multihost_utils, "process_allgather", late)
+        monkeypatch.setattr(interrupt, "start_gathering", late)
         assert not interruption.requested_anywhere()
-        monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.array([int(value), 0]))
+        monkeypatch.setattr(interrupt, "start_gathering", lambda value: np.array([int(value), 0]))
         assert interruption.requested_anywhere()
+
+
+def test_a_question_asked_before_is_answered_as_it_was_asked(monkeypatch):
+    """What a process hears in between it alone knows; what all have once heard they know from then on."""
+    with Interruption() as interruption:
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(interrupt, "start_gathering", lambda value: np.array([int(value), 0]))
+        asked = interruption.ask()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.requested and not interruption.requested_anywhere(asked)
+        assert interruption.requested_anywhere(interruption.ask()) and interruption.requested_anywhere(asked)
+
+    with Interruption() as interruption:
+        other = np.array([0, signal.SIGINT])
+        assert interruption.requested_anywhere(other), "the other process was asked"
+        assert interruption.interrupted("").exit_code == 130
