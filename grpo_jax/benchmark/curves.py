@@ -105,6 +105,7 @@ AXES = (
 
 # Why a measured exponent departs from its law on CPUs, by axis: what to look for first where one does.
 WHY = {
+    "vocabulary": "logits of many tokens over a large vocabulary outgrow the caches, and wait for memory",
     "width": "small matrices are further below the machine's rate than large ones, so time grows less than operations",
     "devices": "a token's matrix products of one device's rows are small, and so many devices wait for one another",
 }
