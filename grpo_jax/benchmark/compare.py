@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from runpy import run_path
 from typing import Any, NamedTuple
 
 from grpo_jax.benchmark.alternate import System, WorkerError, measure
@@ -64,6 +66,24 @@ def check(request: Request) -> None:
                 f"  python launch/benchmark_peers/make.py {peer} {python.parent.parent}\n"
                 f"or name one with --peer-env {peer}=DIRECTORY"
             )
+    for peer, given in request.settings.items():
+        check_settings(request, peer, given)
+
+
+def check_settings(request: Request, peer: str, given: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a setting that a peer has not, or a batch that does not make up a step."""
+    if peer not in request.peers:
+        raise ConfigError(f"--peer-set {peer}.{next(iter(given))}: {peer} is not measured; add --peer {peer}")
+    script = run_path(str(PEERS / f"run_{peer}.py"))
+    for key in given.keys() - script["SETTINGS"].keys():
+        raise ConfigError(f"--peer-set {peer}.{key}: no such setting; choose of {', '.join(script['SETTINGS'])}")
+    batch = given.get("batch", 0)
+    whole = math.prod(getattr(WORKLOADS[request.workload], name) for name in script["WHOLE"])
+    if batch not in range(whole + 1) or (batch and whole % batch):
+        what = "completions" if len(script["WHOLE"]) > 1 else "prompts"
+        raise ConfigError(
+            f"--peer-set {peer}.batch={batch}: a step has {whole} {what}; give a number that divides them, or 0 for all"
+        )
 
 
 def interpreter(request: Request, peer: str) -> Path:

@@ -103,11 +103,11 @@ AXES = (
     ),
 )
 
-# Why a measured exponent departs from its law on CPUs, by axis: what to look for first where one does.
+# Why a measured exponent departs from its law on CPUs, by axis and quantity: what to look for first where one does.
 WHY = {
-    "vocabulary": "logits of many tokens over a large vocabulary outgrow the caches, and wait for memory",
-    "width": "small matrices are further below the machine's rate than large ones, so time grows less than operations",
-    "devices": "a token's matrix products of one device's rows are small, and so many devices wait for one another",
+    ("vocabulary", "time"): "logits of many tokens over a large vocabulary outgrow the caches, and wait for memory",
+    ("width", "time"): "small matrices are further below the machine's rate than large ones: less than operations do",
+    ("devices", "time"): "matrix products of one device's rows are small, and so many devices wait for one another",
 }
 
 
@@ -200,7 +200,8 @@ def law_of(axis: Axis, points: Sequence[dict[str, float]], values: int) -> dict[
     fits["memory_law"] = exponent(sizes, [p["update_arrays"] for p in points])
     gaps["memory"] = fits["update_memory"] - fits["memory_law"]
     departs = [name for name, gap in gaps.items() if abs(gap) > CLOSE]
-    why = WHY.get(axis.name, "") if departs else ""
+    reasons = {WHY.get((axis.name, name.split()[-1]), "not known") for name in departs}
+    why = "; ".join(sorted(reasons))
     return {"kind": "law", "axis": axis.name, "law": axis.law, "departs": departs, "why": why} | fits
 
 

@@ -2,9 +2,10 @@
 
     python -m grpo_jax.benchmark.ours WORKLOAD_DIRECTORY RUN_DIRECTORY HOST_DEVICES [flags of launch/train.py]
 
-The whole step is one of `stages/rl.py`'s own loop, from the end of an update's sampling to that of the next: nothing is
-under way while others have their turn. What the loop does not tell apart, prefill and decode, reference and update, is
-measured after the last step, program by program, on the same prompts.
+The whole step is one of `stages/rl.py`'s own loop, from the end of an update's sampling to that of the next: no program
+is under way while others have their turn, but the reading of completions, which takes some milliseconds, may begin
+there. Phases are what the devices took for each program in the loop; what it does not tell apart, prefill and decode,
+is measured after the last step, program by program, on the same prompts.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from grpo_jax.benchmark.serving import Conversation, Finished, peak_memory
 
 REPEATS = 5  # of each program, after one that compiles it
+DEVICE = {"sample": "sample", "reference": "reference", "update": "train"}  # programs of the loop, and their phases
 
 
 def main(argv: list[str]) -> None:
@@ -68,7 +70,9 @@ def serve(conversation: Conversation, config: Any, directory: Path, workers: Any
                 rows = config.rl.prompts_per_step * config.rl.num_generations
                 tokens = round(line["completions/mean_length"] * rows)
                 extra = {"compiles": line["compiles"], "clipped": line["completions/clipped_ratio"]}
-                conversation.phases = {"reward": line.get("time/reward_s", 0.0)}  # fused steps have no such phase
+                told = {phase: line.get(f"time/device_{name}_s") for name, phase in DEVICE.items()}  # fused: none
+                conversation.phases = {phase: seconds for phase, seconds in told.items() if seconds is not None}
+                conversation.phases["reward"] = line.get("time/reward_s", 0.0)
                 conversation.between_steps(tokens, **extra, **environment())
 
             def start() -> Any:

@@ -71,11 +71,13 @@ def _summary(w: Workload, measured: Measured, machine: Mapping[str, float], name
         "children_memory": finish.get("children_memory", 0),
         "peak_device_memory": finish.get("peak_device_memory"),
         "startup_seconds": ready["startup_seconds"],
-        "compile_seconds": max(ready["first_seconds"] - step, 0.0),
+        # The first step of ours ends with the sampling of the next, as all do, and has its own beside.
+        "compile_seconds": max(ready["first_seconds"] - step - phases["sample"] * bool(programs), 0.0),
         "floor_seconds": floors,
         "share_of_floor": {phase: floors[phase] / seconds for phase, seconds in timed.items() if seconds},
         "flops_utilisation": operations / machine["matmul"] / step,
-        "decode_bandwidth_share": work["decode"].bytes / phases["decode"] / machine["copy"],
+        "decode_operations_share": work["decode"].operations / phases["decode"] / machine["matmul"],
+        "decode_bandwidth_share": work["decode"].bytes / phases["decode"] / machine["read"],
         "times_ours": ratio(measured.steps, name, base),
     }
 
@@ -83,10 +85,12 @@ def _summary(w: Workload, measured: Measured, machine: Mapping[str, float], name
 def phase_seconds(middle: Mapping[str, float], programs: Mapping[str, float], step: float) -> dict[str, float]:
     """Seconds of prefill, decode, sample (both), reference, train (the update) and other (what is left of the step).
 
-    Ours overlaps its phases and measures its programs one by one; others tell their phases as they come. One that
-    tells no train phase has it as what is left of the step.
+    Phases are those that a system tells of its own steps. One that tells no train phase has it as what is left of the
+    step; what ours cannot tell apart there, prefill and decode, and all phases of fused steps, are measured program by
+    program after the last step.
     """
-    told = {"sample": programs["generate"], "train": programs["update"]} | dict(programs) if programs else middle
+    alone = {"sample": programs["generate"], "train": programs["update"]} | dict(programs) if programs else {}
+    told = alone | dict(middle) if "sample" in middle else alone | {"reward": middle.get("reward", 0.0)}
     sample, reference = told["sample"], told.get("reference", 0.0)
     prefill = told.get("prefill", 0.0)
     train = told.get("train", step - sample - reference)
@@ -109,8 +113,8 @@ def write_results(
 def show(workload: Workload, machine: Mapping[str, float], summaries: list[dict[str, Any]]) -> None:
     """Print what was found."""
     console = Console(width=150)
-    rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in machine.items() if name != "copy")
-    console.print(f"machine: GFLOP/s in {workload.dtype}: {rates}; copy {machine['copy'] / 1e9:.1f} GB/s")
+    rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in machine.items() if name != "read")
+    console.print(f"machine: GFLOP/s in {workload.dtype}: {rates}; read {machine['read'] / 1e9:.1f} GB/s")
     table = Table(title=f"{workload.name}: seconds of a step (medians), and shares of this machine's floor")
     columns = "system|step|x|prefill|decode|reference|train|tokens/s|memory MB|start|compile|MFU"
     for column in columns.split("|"):
@@ -136,3 +140,5 @@ def show(workload: Workload, machine: Mapping[str, float], summaries: list[dict[
             f"{s['flops_utilisation']:.0%}",
         )
     console.print(table)
+    if any(share > 1 for s in summaries for share in s["share_of_floor"].values()):
+        console.print("A share above 100 %: the machine was busy while its rates were measured; measure again.")

@@ -105,7 +105,7 @@ class Timeline:
                 self._waits.append((start, self._clock()))
 
     def finish(self, step: int) -> dict[str, float]:
-        """End a step: seconds that the devices, and that the whole host, had nothing to do; the step's own sampling.
+        """End a step: seconds that the devices, and that the whole host, had nothing to do, and those of each program.
 
         The host is idle while the loop waits and the graders neither read nor judge. Of a program that runs on, what
         has passed is counted; what was done aside is neither work of the devices nor their waiting. Keeps the spans if
@@ -125,11 +125,12 @@ class Timeline:
         idle = overlap(merged(waits), gaps(of(GRADERS), began, now))
         if step in self._kept and is_primary():
             self._keep(step, within, began, now)
-        return {
-            "time/device_idle_s": now - began - length(of(DEVICE, ASIDE)),
-            "time/host_idle_s": length(idle),
-            "time/device_sample_s": sum(s.end - s.start for s in spans if s.what == "sample" and s.step == step),
-        }
+        told = {"time/device_idle_s": now - began - length(of(DEVICE, ASIDE)), "time/host_idle_s": length(idle)}
+        for span in spans:
+            if (span.where, span.step) == (DEVICE, step):
+                name = f"time/device_{span.what}_s"
+                told[name] = told.get(name, 0.0) + span.end - span.start
+        return told
 
     def _keep(self, step: int, spans: Sequence[Span], began: float, now: float) -> None:
         told = [span._asdict() | {"start": span.start - began, "end": span.end - began} for span in spans]

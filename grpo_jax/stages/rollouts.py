@@ -27,8 +27,7 @@ def step_metrics(
     mask, finished = (np.asarray(x) for x in global_to_host((rollout.completion_mask, rollout.finished)))
     lengths = mask.sum(-1)
     prompt_tokens = int(np.asarray(global_to_host(rollout.prompts.sequences.segments)).sum())
-    waited = dict(waited)
-    sampling_s = waited.pop("time/device_sample_s")  # of the programs alone, wherever the loop was meanwhile
+    sampling_s = waited.get("time/device_sample_s")  # of the programs alone, wherever the loop was meanwhile
     sample_s = sum(s for name, s in seconds.items() if "sample" in name)
     train_s = sum(s for name, s in seconds.items() if "train" in name)
     return (

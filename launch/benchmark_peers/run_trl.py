@@ -18,6 +18,7 @@ from grpo_jax.benchmark.serving import Conversation, Finished, peak_memory, rewa
 
 # `batch`: completions of a forward and backward pass, 0: all of a step; smaller ones are accumulated to one update.
 SETTINGS = {"batch": 0, "threads": 0, "cache_implementation": None}
+WHOLE = ("prompts", "generations")  # what multiplied is the largest batch
 
 
 def main(argv: list[str]) -> None:

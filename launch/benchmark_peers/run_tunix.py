@@ -19,6 +19,7 @@ from grpo_jax.benchmark.serving import Conversation, Finished, peak_memory, rewa
 
 # `batch`: prompts of a forward and backward pass, 0: all of a step; `devices`: host devices on a CPU, 0: as they are.
 SETTINGS = {"batch": 0, "devices": 0}
+WHOLE = ("prompts",)  # what multiplied is the largest batch
 
 
 def main(argv: list[str]) -> None:

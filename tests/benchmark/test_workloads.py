@@ -54,7 +54,7 @@ def test_lengths():
 
 
 def test_a_floor_is_the_longer_time():
-    machine = {"matmul": 1e9, "copy": 1e9}
+    machine = {"matmul": 1e9, "read": 1e9}
     work = phase_work(S)["decode"]
     assert floor_seconds(work, machine) == pytest.approx(work.operations / 1e9)
     assert floor_seconds(work, machine | {"matmul": math.inf}) == pytest.approx(work.bytes / 1e9)

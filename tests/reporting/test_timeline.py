@@ -64,7 +64,7 @@ def test_idle_times_by_hand(tmp_path):
         clock.now = start + 10
         told = timeline.finish(1)
     assert told["time/device_idle_s"] == pytest.approx(6) and told["time/host_idle_s"] == pytest.approx(5)
-    assert told["time/device_sample_s"] == pytest.approx(4)
+    assert told["time/device_sample_s"] == pytest.approx(4) and "time/device_update_s" not in told
     (line,) = map(json.loads, (tmp_path / "timeline.jsonl").read_text().splitlines())
     assert line["step"] == 1 and line["seconds"] == 10
     found = [(s["where"], s["what"], s["start"], s["end"]) for s in line["spans"]]
@@ -87,6 +87,7 @@ def test_what_is_done_aside_is_neither_work_of_the_devices_nor_their_waiting(tmp
         told = timeline.finish(2)
     assert told["time/device_idle_s"] == pytest.approx(3)  # 0 to 1, 7 to 8, 9 to 10
     assert told["time/device_sample_s"] == pytest.approx(4) and told["time/host_idle_s"] == 0
+    assert told["time/device_update_s"] == pytest.approx(1) and "time/device_evaluate_s" not in told
     (line,) = map(json.loads, (tmp_path / "timeline.jsonl").read_text().splitlines())
     assert {s["what"] for s in line["spans"] if s["where"] == "device"} == {"sample", "update"}
     (drawn,) = step_lanes([line], [])
