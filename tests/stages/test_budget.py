@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from small_runs import write_settings
 
-from grpo_jax.configure import dump, load
+from grpo_jax.configure import dump, kind_class, load
 from grpo_jax.configure.documents import tree_of
 from grpo_jax.stages.budget import BudgetError, choose, left_open, remembered
 from grpo_jax.stages.footprints import open_plant
@@ -44,6 +44,19 @@ def test_on_a_cpu_blocks_are_near_the_caches(config):
     assert left_open(chosen) == []
     sorted_rows = numbers(choose(plant_of(with_value(config, "rl.length_buckets", 4)), None))
     assert (sorted_rows["rl.microbatches"], sorted_rows["rl.head_chunk"]) == (8, 128)
+
+
+@pytest.mark.parametrize("memory", [None, 10**12])
+def test_sorted_rows_are_cut_so_that_they_pad_little(config, memory):
+    """Twice as many micro-batches as buckets, where there are rows for them on each shard; pairs stay together."""
+
+    def microbatches(buckets, kind="grpo", **mesh):
+        c = dataclasses.replace(config.rl, length_buckets=buckets, algorithm=kind_class("algorithms", kind)())
+        return numbers(choose(plant_of(dataclasses.replace(config, rl=c), **mesh), memory))["rl.microbatches"]
+
+    assert [microbatches(n) for n in (8, 16, 32, 100)] == [16, 32, 64, 64]
+    assert microbatches(16, data=4) == 16  # a shard has 16 rows
+    assert microbatches(16, "dpo") == 32 and microbatches(32, "dpo") == 32  # pairs, of which there are 32
 
 
 def test_what_was_given_stays(config):

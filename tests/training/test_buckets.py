@@ -12,6 +12,7 @@ import pytest
 from grpo_jax.algorithms import grpo
 from grpo_jax.algorithms.algorithm import make_experience, maximize
 from grpo_jax.algorithms.objectives import clipped
+from grpo_jax.benchmark.workloads import V
 from grpo_jax.models.lora import Lora, init_adapters
 from grpo_jax.sharding import host_to_global, named
 from grpo_jax.training.buckets import ladder, over_buckets, row_lengths, sort_rows, sorted_parts, unsorted
@@ -47,6 +48,24 @@ def rollout_of(lengths=LENGTHS) -> Rollout:
     )
     logprobs = np.where(mask, -3.0, 0.0).astype(np.float32)
     return Rollout(prompts, completions, mask, logprobs, np.ones(P * G, bool))
+
+
+@pytest.mark.parametrize(("microbatches", "buckets", "most"), [(8, 8, 0.30), (16, 16, 0.15), (32, 16, 0.10)])
+def test_padding_of_long_tailed_lengths(microbatches, buckets, most):
+    """What is computed beyond the ends of the benchmark's workload V, whose cuts README names."""
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(20):
+        means = np.where(rng.random(V.rows) < 0.5, *V.lengths)
+        lengths = np.minimum(rng.geometric(1 / means), V.completion_length)
+        mask = np.arange(V.completion_length) < lengths[:, None]
+        with jax.set_mesh(tiny.mesh_of()):
+            sorting = sort_rows(jnp.array(mask), prompts=V.prompts, microbatches=microbatches, buckets=buckets)
+            _, _, padding = over_buckets(
+                lambda time, part: part[0].sum(), lambda carry, given: (carry, given), None, (sorting.lengths,), sorting
+            )
+        shares.append(float(padding))
+    assert most - 0.1 < np.mean(shares) < most
 
 
 def experience_of(rollout: Rollout, algorithm=ALGORITHM, rewards=None):
