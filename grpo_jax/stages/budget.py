@@ -20,6 +20,7 @@ from grpo_jax.stages.footprints import Plant, phases
 from grpo_jax.stages.plan import USABLE
 from grpo_jax.stages.programs import algorithm_of
 from grpo_jax.stages.remedies import KNOBS, turn, with_value
+from grpo_jax.stages.scored_footprints import LINE_12
 
 OPEN = ("microbatches", "head_chunk")
 STAGES = ("sft", "rl")
@@ -96,7 +97,8 @@ def _by_memory(plant: Plant, stage: str, keys: list[str], memory: int) -> Config
 
     def needed(config: Config) -> float:
         found = phases(plant._replace(config=config), (stage,))
-        scoring = [phase for phase in found if phase.work and not phase.work.cache]  # the sampler has its own setting
+        mine = [phase for phase in found if not phase.name.startswith(LINE_12)]  # which has settings of its own
+        scoring = [phase for phase in mine if phase.work and not phase.work.cache]  # as the sampler has
         works = [(sum(phase.held), phase.work._replace(sampled=None)) for phase in scoring]
         return max(held + HEADROOM * temporaries(plant.decoder, work, tensor=tensor) for held, work in works)
 

@@ -35,6 +35,7 @@ from grpo_jax.stages.programs import algorithm_of, fused_program, old_pass, rl_p
 from grpo_jax.stages.scored_footprints import (
     abstract_scorer,
     abstract_scorers,
+    continued_phases,
     label_phases,
     reward_model_phases,
     scores_phase,
@@ -165,6 +166,7 @@ def _rl(plant: Plant) -> Iterator[Phase]:
         plant.key(*scoring, "update", c.optimizer, twice, remat=True),
         partial(ahead, programs.update, step.state, step.experience, frozen=plant.frozen),
     )
+    yield from continued_phases(plant, held, scorers)
 
 
 def _gradients(c: RLConfig) -> int:

@@ -117,6 +117,7 @@ def in_words(measured: Measured) -> str:
 def check_batches(plant: Plant) -> None:
     """Raise `ShardingError` for a batch that the mesh does not divide, as the stages do."""
     c, shards = plant.config, batch_shards(plant.mesh)
+    again = c.rl and c.rl.continue_reward_model
     sizes = {
         "sft.batch_size": c.sft and c.sft.batch_size,
         "each of sft.microbatches": c.sft and c.sft.batch_size // (c.sft.microbatches or 1),
@@ -126,6 +127,9 @@ def check_batches(plant: Plant) -> None:
         and c.reward_model.batch_size // c.reward_model.microbatches,
         "rl.prompts_per_step": c.rl and c.rl.prompts_per_step,
         "each of rl.sample_parts": c.rl and c.rl.prompts_per_step // c.rl.sample_parts,
+        "rl.continue_reward_model.batch_prompts": again and again.batch_prompts,
+        "rl.continue_reward_model.batch_size": again and again.batch_size,
+        "each of rl.continue_reward_model.microbatches": again and again.batch_size // again.microbatches,
         "evaluation.batch_prompts": c.evaluation and c.evaluation.batch_prompts,
     }
     for key, size in sizes.items():

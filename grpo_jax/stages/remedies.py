@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from grpo_jax.config import Config, MeshConfig
@@ -20,6 +21,7 @@ from grpo_jax.stages.ahead import CompileError
 from grpo_jax.stages.estimate import temporaries
 from grpo_jax.stages.footprints import Plant
 from grpo_jax.stages.plan import USABLE, Plan, Study, open_plan
+from grpo_jax.stages.scored_footprints import LINE_12
 from grpo_jax.stages.targets import Target
 from grpo_jax.training.step import MicrobatchError, group_cuts
 
@@ -70,13 +72,14 @@ def _decode_weights(c: Config, shards: int) -> Iterator[str]:
     yield from {"gathered": ("joined", "stored"), "stored": ()}.get(c.model.decode_weights, ("stored",))
 
 
-def _reward_model_microbatches(c: Config, shards: int) -> Iterator[int]:
-    B = c.reward_model.batch_size
-    yield from (M for M in range(c.reward_model.microbatches + 1, B + 1) if B % M == 0 and B // M % shards == 0)
+def _reward_model_microbatches(section: str, c: Config, shards: int) -> Iterator[int]:
+    B = attrgetter(f"{section}.batch_size")(c)
+    least = attrgetter(f"{section}.microbatches")(c) + 1
+    yield from (M for M in range(least, B + 1) if B % M == 0 and B // M % shards == 0)
 
 
-def _batch_prompts(stage: str, c: Config, shards: int) -> Iterator[int]:
-    now = getattr(c, stage).batch_prompts
+def _batch_prompts(section: str, c: Config, shards: int) -> Iterator[int]:
+    now = attrgetter(f"{section}.batch_prompts")(c)
     yield from (p for p in range(now - 1, 0, -1) if now % p == 0 and p % shards == 0)
 
 
@@ -86,7 +89,14 @@ SCORING = (
     Knob("rl.microbatches", _rl_microbatches),
     Knob("rl.head_chunk", lambda c, shards: _halves(c.rl.head_chunk)),
 )
-LABELLED, EVALUATED = (Knob(f"{s}.batch_prompts", partial(_batch_prompts, s)) for s in ("label", "evaluation"))
+CONTINUED = "rl.continue_reward_model"
+LABELLED, EVALUATED, FRESH = (
+    Knob(f"{section}.batch_prompts", partial(_batch_prompts, section)) for section in ("label", "evaluation", CONTINUED)
+)
+LEARNT, LEARNT_ON = (
+    Knob(f"{section}.microbatches", partial(_reward_model_microbatches, section))
+    for section in ("reward_model", CONTINUED)
+)
 KNOBS = {
     "sft: update": (
         Knob("sft.microbatches", _sft_microbatches),
@@ -100,7 +110,10 @@ KNOBS = {
     "rl: fused steps": (SCORING[0], REMAT, SCORING[1], WEIGHTS, Knob("rl.decode_rows", _decode_rows)),
     "label: solutions": (WEIGHTS, LABELLED),
     "label: completions of the longest": (WEIGHTS, LABELLED),
-    "reward_model: update": (Knob("reward_model.microbatches", _reward_model_microbatches), REMAT),
+    "reward_model: update": (LEARNT, REMAT),
+    f"{LINE_12}: solutions": (WEIGHTS, FRESH),
+    f"{LINE_12}: completions of the longest": (WEIGHTS, FRESH),
+    f"{LINE_12}: update": (LEARNT_ON, REMAT),
     "evaluation: sampling": (WEIGHTS, EVALUATED),
     "evaluation: scores of a reward model": (EVALUATED,),
 }
@@ -238,13 +251,12 @@ def turn(config: Config, knobs: Iterable[Knob], shards: int, fits: Callable[[Con
 def _take_back(changed: Config, config: Config, keys: Iterable[str], fits: Callable[[Config], bool]) -> Config:
     """Undo what was turned in vain."""
     for key in keys:
-        stage, name = key.split(".")
-        without = with_value(changed, key, getattr(getattr(config, stage), name))
+        without = with_value(changed, key, attrgetter(key)(config))
         changed = without if fits(without) else changed
     return changed
 
 
-def with_value(config: Config, key: str, value: Any) -> Config:
-    """The config with another value of `section.name`."""
-    section, name = key.split(".")
-    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
+def with_value(config: Any, key: str, value: Any) -> Any:
+    """The config, or a section of one, with another value of `section.name`."""
+    name, _, rest = key.partition(".")
+    return dataclasses.replace(config, **{name: with_value(getattr(config, name), rest, value) if rest else value})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.config import RewardModelConfig
+from grpo_jax.config import ContinueConfig, LabelConfig, RewardModelConfig, SamplingConfig
 from grpo_jax.models.decoder import Decoder, DecoderConfig
 from grpo_jax.models.folder import find_folder
 from grpo_jax.models.hf import read_config
@@ -33,6 +33,7 @@ from grpo_jax.training.state import abstract_state
 from grpo_jax.types import Rollout
 
 TWO = (0, 1)  # which two tokens mean good and bad changes no shape
+LINE_12 = "rl, line 12"  # what is done between two outer iterations, where the reward model goes on learning
 
 
 class Scorer(NamedTuple):
@@ -42,25 +43,65 @@ class Scorer(NamedTuple):
     params: Any
     candidates: Candidates | None
     learned: Learned
+    supervision: str  # what it learns: outcome, process or preference
 
 
 def label_phases(plant: Plant) -> Iterator[Phase]:
+    """What the stage `label` samples, beside nothing but the policy."""
+    c = plant.config.label
+    yield from _labelling(plant, "label", Held(device_bytes(plant.policy)), c, c.sampling, c.num_completions)
+
+
+def _labelling(
+    plant: Plant,
+    stage: str,
+    held: Held,
+    c: LabelConfig | ContinueConfig,
+    sampling: SamplingConfig,
+    num_completions: int,
+) -> Iterator[Phase]:
     """Solutions, and completions of their beginnings, whose prompts are as long as a whole solution may be."""
-    c, held = plant.config.label, Held(device_bytes(plant.policy))
-    solutions = abstract_sampling(c.sampling, c.num_solutions, c.decode_rows)
-    yield sampling_phase(plant, "label", held, c.batch_prompts, solutions, what="solutions")
-    if c.num_completions:
-        longest = plant.config.prompt.max_prompt_length + c.sampling.max_completion_length
-        completions = abstract_sampling(c.sampling, c.num_completions, c.decode_rows)
+    solutions = abstract_sampling(sampling, c.num_solutions, c.decode_rows)
+    yield sampling_phase(plant, stage, held, c.batch_prompts, solutions, what="solutions")
+    if num_completions:
+        longest = plant.config.prompt.max_prompt_length + sampling.max_completion_length
+        completions = abstract_sampling(sampling, num_completions, c.decode_rows)
         yield sampling_phase(
-            plant, "label", held, c.batch_prompts, completions, length=longest, what="completions of the longest"
+            plant, stage, held, c.batch_prompts, completions, length=longest, what="completions of the longest"
         )
 
 
 def reward_model_phases(plant: Plant) -> Iterator[Phase]:
     """The update; the policy stays beside it. Measuring on held-out solutions is a forward pass, and takes less."""
     c = plant.config.reward_model
-    decoder = reward_model_decoder(plant, c)
+    candidates = TWO if c.head == "two_token" else None
+    objective = bradley_terry if c.supervision == "preference" else cross_entropy
+    held, decoder = Held(device_bytes(plant.policy)), reward_model_decoder(plant, c)
+    yield _learning(plant, "reward_model: update", held, decoder, candidates, objective, c)
+
+
+def continued_phases(plant: Plant, held: Held, scorers: Sequence[Scorer]) -> Iterator[Phase]:
+    """Line 12 of the algorithm, beside all that reinforcement holds: its reward models have given up their weights."""
+    c = plant.config.rl.continue_reward_model
+    if c is None:
+        return
+    held, model = held._replace(reward_models=0), scorers[0]
+    num_completions = c.num_completions if model.supervision == "process" else 0
+    yield from _labelling(plant, LINE_12, held, c, plant.config.rl.sampling, num_completions)
+    decoder = dataclasses.replace(model.config, lora=None)
+    yield _learning(plant, f"{LINE_12}: update", held, decoder, model.candidates, cross_entropy, c)
+
+
+def _learning(
+    plant: Plant,
+    name: str,
+    before: Held,
+    decoder: DecoderConfig,
+    candidates: Candidates | None,
+    objective: Callable[..., Any],
+    c: RewardModelConfig | ContinueConfig,
+) -> Phase:
+    """An update of a reward model, beside what was held `before` it was there."""
     params, optimizer = abstract_params(decoder, plant.mesh), make_optimizer(c.optimizer, c.max_steps)
     state = abstract_state(params, optimizer, plant.mesh)
     work = Work(
@@ -72,8 +113,8 @@ def reward_model_phases(plant: Plant) -> Iterator[Phase]:
     step = partial(
         scoring_step,
         model=Decoder(decoder),
-        candidates=TWO if c.head == "two_token" else None,
-        objective=bradley_terry if c.supervision == "preference" else cross_entropy,
+        candidates=candidates,
+        objective=objective,
         optimizer=optimizer,
         microbatches=c.microbatches,
     )
@@ -84,11 +125,10 @@ def reward_model_phases(plant: Plant) -> Iterator[Phase]:
         rows = ScoreBatch(plant.sequences(*shape), *labels)
         return compile_ahead(update_program(step, optimizer, params), state, rows, mesh=plant.mesh)
 
-    policy = device_bytes(plant.policy)
-    held = Held(policy, device_bytes(state.opt_state), reward_models=device_bytes(params))
-    settings = (decoder, c.batch_size, c.max_length, c.microbatches, c.optimizer, c.head, c.supervision)
-    key = plant.key("reward_model", *settings, remat=True)
-    yield Phase("reward_model: update", held, policy, work, key, compile_update)
+    moments = before.optimizer + device_bytes(state.opt_state)
+    held = before._replace(optimizer=moments, reward_models=device_bytes(params))
+    settings = (decoder, c.batch_size, c.max_length, c.microbatches, c.optimizer, candidates, objective)
+    return Phase(name, held, sum(before), work, plant.key("reward_model", *settings, remat=True), compile_update)
 
 
 def reward_model_decoder(plant: Plant, c: RewardModelConfig) -> DecoderConfig:
@@ -112,23 +152,25 @@ def abstract_scorer(plant: Plant, reward: Any) -> Scorer:
     """
     learned, own = load_reward(reward).learned, plant.config.reward_model
     if learned.path is not None:
-        config, candidates = _of_folder(plant, learned.path)
+        config, candidates, supervision = _of_folder(plant, learned.path)
     elif own is not None:
         config, candidates = reward_model_decoder(plant, own), TWO if own.head == "two_token" else None
+        supervision = own.supervision
     else:
         raise RewardError("rewards: learned: path is null, and there is no section reward_model; give one of them")
     params = with_matrices_in(abstract_params(config, plant.mesh), config.compute_dtype)
-    return Scorer(config, params, candidates, learned)
+    return Scorer(config, params, candidates, learned, supervision)
 
 
-def _of_folder(plant: Plant, path: str) -> tuple[DecoderConfig, Candidates | None]:
+def _of_folder(plant: Plant, path: str) -> tuple[DecoderConfig, Candidates | None, str]:
     folder = Path(path).expanduser()
     folder = folder / STAGE if (folder / STAGE / CARD).is_file() else folder
     if not (folder / CARD).is_file():
         raise RewardError(f"rewards: learned: {path} holds no {STAGE}/{CARD}, which a plan needs with its config.json")
-    candidates = json.loads((folder / CARD).read_text("utf-8"))["candidates"]
+    card = json.loads((folder / CARD).read_text("utf-8"))
+    candidates = tuple(card["candidates"]) if card["candidates"] else None
     head = "scalar" if candidates is None else "lm"
-    return read_config(folder / MODEL, **decoder_options(plant.config), head=head), candidates and tuple(candidates)
+    return read_config(folder / MODEL, **decoder_options(plant.config), head=head), candidates, card["supervision"]
 
 
 def scores_phase(plant: Plant, name: str, held: Held, scorer: Scorer, rollout: Rollout) -> Phase:

@@ -20,11 +20,12 @@ from grpo_jax.configure.flags import device_memory
 from grpo_jax.models.folder import ModelFolderError
 from grpo_jax.reporting.plan_table import show_plan, wide_console
 from grpo_jax.rewards.reward import RewardError
+from grpo_jax.sharding import ShardingError
 from grpo_jax.stages import label, learned, plan_command, reward_model, rl, sft, tooling
 from grpo_jax.stages.arithmetic import arithmetic, problems_here
 from grpo_jax.stages.plan import USABLE, Study, open_plan, open_shape
 from grpo_jax.stages.plan_command import PlanError, Request, as_content
-from grpo_jax.stages.remedies import flags, meshes, nearest, with_value
+from grpo_jax.stages.remedies import KNOBS, flags, meshes, nearest, turn, with_value
 from grpo_jax.stages.targets import Target, gpu_target
 from tests.gpu_worker import QWEN
 
@@ -278,6 +279,48 @@ def test_phases_about_reward_models(tmp_path):
     assert found[label[1]].work.prompt_length == 5 + 4 > found[label[0]].work.prompt_length == 5
     only = [phase.name for phase in Study(("rl",), quiet).phases(plant)]
     assert only == ["loading", *rl], "rl asks the model that section reward_model describes"
+
+
+CONTINUED = {"reward": {"kind": "accuracy"}, "num_solutions": 2, "batch_prompts": 8, "batch_size": 16, "max_length": 32}
+
+
+def test_phases_of_line_12(tmp_path):
+    """What is sampled and learnt between outer iterations lies beside all of reinforcement but the reward model."""
+    again = SCORED | {"rl": SCORED["rl"] | {"iterations": 2, "continue_reward_model": CONTINUED}}
+    file = write_settings(tmp_path / "run.yaml", **again)
+
+    def planned(*flags):
+        config = load([str(file), *flags, "--print_config"]).config
+        plant = open_plan(config, open_shape(config, print), target(count=1))
+        return plant, {phase.name: phase for phase in Study(("rl",), quiet).phases(plant)}
+
+    plant, found = planned()
+    line_12 = [f"rl, line 12: {what}" for what in ("solutions", "completions of the longest", "update")]
+    assert list(found)[-4:] == ["rl: update", *line_12]
+    policy, moments, copy, batch, models = found["rl: sampling"].held
+    solutions, completions, update = (found[name] for name in line_12)
+    assert solutions.held == completions.held == (policy, moments, copy, batch, 0) and models > 0
+    assert solutions.beside == completions.beside == moments + copy + batch
+    assert update.beside == policy + moments + copy + batch and update.held.reward_models >= models
+    assert update.held.optimizer - moments > 2 * models and (update.work.rows, update.work.length) == (16, 32)
+    assert (solutions.work.rows, completions.work.rows) == (16, 8 * 8) and completions.work.prompt_length == 5 + 4
+    for key, phase in (("batch_prompts", line_12[0]), ("microbatches", line_12[2])):
+        before = found[phase].work.rows
+        config = turn(
+            plant.config, KNOBS[phase][-1 if key == "batch_prompts" else 0 :], 1, changed_in(key, plant.config)
+        )
+        plan = Study(("rl",), quiet).phases(plant._replace(config=config))
+        assert next(p.work.rows for p in plan if p.name == phase) == before // 2
+
+    outcome = ("--reward_model.supervision", "outcome")
+    assert line_12[1] not in planned(*outcome)[1], "a model of outcomes needs no completions"
+    with pytest.raises(ShardingError, match=r"rl.continue_reward_model.batch_size: 15 rows"):
+        config = load([str(file), "--rl.continue_reward_model.batch_size", "15", "--print_config"]).config
+        Study(("rl",), quiet).phases(open_plan(config, open_shape(config, print), target(count=2)))
+
+
+def changed_in(key, config):
+    return lambda new: getattr(new.rl.continue_reward_model, key) != getattr(config.rl.continue_reward_model, key)
 
 
 @pytest.mark.slow
