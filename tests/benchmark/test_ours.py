@@ -69,3 +69,14 @@ def test_errors_are_one_message(words, message, capsys):
 
     assert benchmark.main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_environments_of_peers_are_never_made_over_others(tmp_path, capsys):
+    """Nothing is installed for a name that is none, or where something is."""
+    sys.path.insert(0, str(ROOT / "launch" / "benchmark_peers"))
+    import make
+
+    assert make.main(["verl"]) == 2 and "make.py trl|tunix" in capsys.readouterr().err
+    (tmp_path / "mine").write_text("mine")
+    assert make.main(["trl", str(tmp_path)]) == 2 and "is there; delete it" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
