@@ -3,7 +3,6 @@
 python -m pytest tests/stages/test_convert.py -s      # prints the table of wrong inputs and messages
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -645,23 +644,32 @@ def test_progress_follows_what_is_written(tmp_path):
     progress.assert_called_once_with("write", total=5, unit="megabyte")
 
 
+# A command whose checkpoint is never sealed: it is on the way until it is killed, however fast the machine is.
+NEVER_DONE = """
+import runpy, sys, time
+from grpo_jax.training import manifest
+manifest.write = lambda directory, body: time.sleep(1000)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 def test_half_a_billion_numbers(tmp_path):
     """The shape of Qwen2.5-0.5B there and back in processes of their own, one of them killed on the way."""
     make_random_model([str(tmp_path / "model"), "--half-billion"])
     script = Path(__file__).resolve().parents[2] / "launch" / "convert.py"
-    environment = os.environ | {"XLA_FLAGS": ""}
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(script.parents[1])}
 
-    def start(*words):
-        return subprocess.Popen([sys.executable, str(script), *map(str, words)], env=environment, cwd=tmp_path)
+    def start(*words, code=()):
+        return subprocess.Popen([sys.executable, *code, str(script), *map(str, words)], env=environment, cwd=tmp_path)
 
-    killed = start("from-hf", tmp_path / "model", tmp_path / "orbax")
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        while not list(tmp_path.glob(".orbax.converting/model/checkpoints/0*/*")):
-            killed.wait(0.1)
+    killed = start("from-hf", tmp_path / "model", tmp_path / "orbax", code=("-c", NEVER_DONE))
+    while killed.poll() is None and not list(tmp_path.glob(".orbax.converting/model/checkpoints/0*/*")):
+        time.sleep(0.01)
     killed.kill()
-    killed.wait()
-    assert not (tmp_path / "orbax").exists()
+    assert killed.wait() == -signal.SIGKILL
+    assert list(tmp_path.glob(".orbax.converting/*")) and not (tmp_path / "orbax").exists()
     assert start("from-hf", tmp_path / "model", tmp_path / "orbax").wait() == 0
     assert start("to-hf", tmp_path / "orbax", tmp_path / "again").wait() == 0
     for name, content in files_of(tmp_path / "model").items():

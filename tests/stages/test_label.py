@@ -10,6 +10,7 @@ from small_runs import assert_equal_leaves, assert_well_said, launched, ledger, 
 
 from grpo_jax.data.labels.steps import Config, build
 from grpo_jax.models.fingerprint import model_fingerprint
+from grpo_jax.rewards.equivalent import RIGHT, grade
 from grpo_jax.rewards.extract import extract_answer
 from grpo_jax.stages import label
 from grpo_jax.stages.journal import Journal, JournalError
@@ -57,7 +58,7 @@ def test_what_the_labels_say(labelled):
     for row in found:
         *before, last = row["steps"]
         text = "\n".join(step["text"] for step in row["steps"])
-        assert row["outcome"] == float(extract_answer(text) == row["answer"])
+        assert row["outcome"] == float(grade(extract_answer(text), row["answer"]).grade is RIGHT)
         assert (last["completions"], last["hard"], last["soft"]) == (1, row["outcome"], row["outcome"])
         for step in before:
             assert (

@@ -1,9 +1,6 @@
 """Devices and host at the same time: the same numbers in parts, one step off policy, and who did what when."""
 
 import json
-import random
-import shutil
-import signal
 import time
 from unittest import mock
 
@@ -12,7 +9,6 @@ import numpy as np
 import pytest
 from small_runs import (
     assert_equal_leaves,
-    assert_equal_runs,
     checkpoint,
     launched,
     metrics,
@@ -23,7 +19,7 @@ from small_runs import (
     write_settings,
 )
 from test_interruption import signalled
-from test_kill import finishes, training, until_it_trains
+from test_kill import kill_and_finish
 
 from grpo_jax.reporting.report import write_report
 from grpo_jax.stages import exploration, rl
@@ -94,15 +90,16 @@ def completions(line: str) -> list[tuple]:
 def test_a_part_is_judged_while_the_next_is_sampled(workers, tmp_path):
     """By the spans alone: the graders begin with part 1 before the device ends part 2, and the passes of the device
     run before the last verdict."""
-    file = write_settings(tmp_path / "run.yaml", sft=None, rl={"rewards": REWARDS[-1:], "max_steps": 2})
-    slow = slow_sampling(0.2)
+    rewards = [{"kind": "python", "path": "tests.stages.trl_rewards:sleeps_long"}]
+    file = write_settings(tmp_path / "run.yaml", sft=None, rl={"rewards": rewards, "max_steps": 2})
+    slow = slow_sampling(0.5)
     with mock.patch.object(rl, "rl_programs", slow):
         run(file, tmp_path / "run", workers, "--rl.sample_parts", "2")
     line = timeline(tmp_path / "run")[-1]
     assert line["step"] == 2
     (first, second), judged = spans(line, "device", "sample"), spans(line, "graders", "judge")
     middles = [(span["start"] + span["end"]) / 2 for span in (first, second)]
-    assert middles[0] < judged[0]["start"] < middles[1] < judged[1]["start"]
+    assert middles[0] < judged[0]["start"] < second["end"] and middles[1] < judged[1]["start"]
     (reference,) = spans(line, "device", "reference")
     assert reference["start"] < judged[1]["end"]
     assert not at_once(tmp_path / "run"), "on policy the next step waits for the update"
@@ -224,24 +221,7 @@ def test_it_learns(workers, tmp_path):
 @pytest.mark.slow
 def test_killed_one_step_off_policy(tmp_path):
     """kill -9 at random moments; whatever was saved goes on to the same end."""
-    file = write_settings(tmp_path / "run.yaml", rl=OFF)
-    finishes(file, tmp_path / "unbroken")
-    kills = 0
-    for _ in range(12):
-        with training(file, tmp_path / "run") as process:
-            until_it_trains(process)
-            time.sleep(random.uniform(0.0, 4.0))
-            process.kill()
-            process.communicate(timeout=120)
-        kills += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:
-            assert_equal_runs(tmp_path / "run", tmp_path / "unbroken")
-            shutil.rmtree(tmp_path / "run")
-        if kills == 4:
-            break
-    assert kills == 4
-    finishes(file, tmp_path / "run")
-    assert_equal_runs(tmp_path / "run", tmp_path / "unbroken")
+    kill_and_finish(write_settings(tmp_path / "run.yaml", rl=OFF), tmp_path, kills=4)
 
 
 @pytest.mark.parametrize("parts", [pytest.param("1", marks=pytest.mark.slow), "2"])
