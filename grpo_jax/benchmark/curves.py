@@ -185,7 +185,7 @@ def largest_arrays(point: Point) -> float:
         gradient=weights,
         gradients=1 + (point.microbatches > 1),
     )
-    return temporaries(decoder_config(w), work, tensor=1)
+    return temporaries(decoder_config(w), work, tensor=1, platform="cpu")
 
 
 def law_of(axis: Axis, points: Sequence[dict[str, float]], values: int) -> dict[str, Any]:

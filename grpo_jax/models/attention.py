@@ -57,7 +57,7 @@ def blockwise(
     *shared, own = blocks
     time = q.shape[1]
     _check_own(own, time)
-    piece = piece or max(PIECE, -(-time // PIECES))
+    piece = piece or piece_of(time)
 
     @jax.checkpoint
     def one(q, positions, segments, blocks):
@@ -71,6 +71,11 @@ def blockwise(
         )
         out.append(one(q[:, now], q_positions[:, now], q_segments[:, now], [*shared, before]))
     return jnp.concatenate(out, axis=1)
+
+
+def piece_of(time: int) -> int:
+    """Queries of a piece."""
+    return max(PIECE, -(-time // PIECES))
 
 
 def splash(
@@ -190,10 +195,15 @@ def choose(config: DecoderConfig, time: int, *, own: bool) -> Attend:
 
 def chosen(config: DecoderConfig, time: int) -> str:
     """The name of the kernel for a pass over `time` queries on the mesh in context; errors as `choose`."""
-    kernel, device = config.attention_kernel, platform_in_context()
-    if kernel == "splash" and device != "tpu":
+    device = platform_in_context()
+    if config.attention_kernel == "splash" and device != "tpu":
         raise AttentionError(
             f"model.attention_kernel: splash is a kernel for TPUs, and the devices are of platform {device}; "
             "choose auto, xla or blocks"
         )
-    return automatic(config, device, time) if kernel == "auto" else kernel
+    return kernel_of(config, device, time)
+
+
+def kernel_of(config: DecoderConfig, device: str, time: int) -> str:
+    """The name of the kernel for a pass over `time` queries on devices of this platform, which is not checked."""
+    return automatic(config, device, time) if config.attention_kernel == "auto" else config.attention_kernel

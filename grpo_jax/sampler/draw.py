@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Tokens a block of the two-level inverse distribution function; a power of two near the root of large vocabularies.
 BLOCK = 256
+NUMBERS = 2**31 - 1  # that tokens share: what an i32 holds
 
 
 class Distribution(NamedTuple):
@@ -59,34 +60,46 @@ def draw(logits: Array, keys: Array, t: Array, distribution: Distribution) -> tu
     logits = top_p(logits, distribution.top_p)
     logits = min_p(logits, distribution.min_p)
     logsumexp = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    uniform = jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t)))(keys, t)  # [B]
-    tokens = inverse_cdf(jnp.exp(logits - logsumexp), uniform)
+    bits = jax.vmap(lambda k, t: jax.random.bits(jax.random.fold_in(k, t), dtype=jnp.uint32))(keys, t)  # [B]
+    tokens = inverse_cdf(jnp.exp(logits - logsumexp), bits)
     return tokens, jnp.take_along_axis(logits, tokens[:, None], -1)[:, 0] - logsumexp[:, 0]
 
 
-def inverse_cdf(probabilities: Array, uniform: Array) -> Array:
-    """The token whose interval of the distribution function holds a uniform number: first v with `F(v) > u F(V)`.
+def inverse_cdf(probabilities: Array, bits: Array) -> Array:
+    """The token whose interval of the distribution function holds a random number: first v with `F(v) > u F(V)`.
 
-    probabilities [B, V] (need not sum to 1), uniform [B] in [0, 1) -> tokens [B] i32. Two levels: the block, then the
-    token within it, so that no running sum is longer than V / BLOCK or BLOCK. A token of probability 0 has an empty
-    interval and is never drawn. One uniform number a row, where Gumbel noise takes V of them.
+    probabilities [B, V] (need not sum to 1), bits [B] u32, `u = bits / 2^32` -> tokens [B] i32. Two levels: the block,
+    then the token within it, so that no running sum is longer than V / BLOCK or BLOCK. One random number a row, where
+    Gumbel noise takes V of them.
+
+    `F` is counted in integers, of which the blocks share 2^31 and the tokens of a block its own, refined to as many:
+    near 1 a float32 sum moves in steps of 6e-8, which is more than most tokens of a large vocabulary have. A token of
+    probability p is drawn for `2^31 p` of the 2^31 numbers, give or take one or two and a part in 10^6 of its block's
+    rounding, so that its frequency is p where p is well above 2^-31 = 5e-10. Lighter tokens are drawn in each other's
+    stead within their block, and a block below 2^-31 is never drawn, nor a token of probability 0.
     """
     B, V = probabilities.shape
     blocks = jnp.pad(probabilities, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)  # [B, V/BLOCK, BLOCK]
-    mass = blocks.sum(-1)  # [B, V/BLOCK]
-    upto = jnp.cumsum(mass, -1)
-    target = uniform[:, None] * upto[:, -1:]  # [B, 1]
-    block = _first_above(upto, target, mass)  # [B]
-    before = jnp.take_along_axis(upto - mass, block[:, None], -1)
+    number = (bits >> 1).astype(jnp.int32)
+    block, rest, size = _shared_out(blocks.sum(-1), number, jnp.full_like(number, NUMBERS))
     inside = jnp.take_along_axis(blocks, block[:, None, None], 1)[:, 0]  # [B, BLOCK]
-    within = jnp.cumsum(inside, -1)
-    # Scaled to the block's own last sum, so that rounding between the two levels cannot step out of the block.
-    share = jnp.clip((target - before) / jnp.take_along_axis(mass, block[:, None], -1), 0.0, 1.0 - 2.0**-24)
-    return (block * BLOCK + _first_above(within, share * within[:, -1:], inside)).astype(jnp.int32)
+    finer = jax.lax.clz(size) - 1  # as many binary places as integers have left
+    return block * BLOCK + _shared_out(inside, rest << finer, size << finer)[0]
 
 
-def _first_above(upto: Array, target: Array, mass: Array) -> Array:
-    above = (upto > target) & (mass > 0)
-    # Where rounding leaves none above, the last entry with any mass.
-    last = mass.shape[-1] - 1 - jnp.argmax(jnp.flip(mass > 0, -1), -1)
-    return jnp.where(above.any(-1), jnp.argmax(above, -1), last)
+def _shared_out(mass: Array, number: Array, size: Array) -> tuple[Array, Array, Array]:
+    """Of entries that share the numbers below `size` by their mass, the one that `number` falls to.
+
+    mass [B, N] f32, number and size [B] i32 -> the entry [B], the number counted from the entry's first, and how many
+    numbers the entry has. Entries get whole numbers, by rounding down, of a little less than `size`, as rounding must
+    not lead beyond what an i32 holds; `number` is moved by what little their sum differs from it.
+    """
+    shares = mass / mass.sum(-1, keepdims=True) * (size * jnp.float32(1 - 2.0**-15))[:, None]
+    shares = shares.astype(jnp.int32)
+    upto = jnp.cumsum(shares, -1)  # exact
+    last = upto[:, -1]
+    number = number + jnp.floor(number / size.astype(jnp.float32) * (last - size)).astype(jnp.int32)
+    number = jnp.clip(number, 0, last - 1)
+    entry = jnp.argmax(upto > number[:, None], -1).astype(jnp.int32)  # the first; never one without a share
+    mine, until = (jnp.take_along_axis(x, entry[:, None], -1)[:, 0] for x in (shares, upto))
+    return entry, number - (until - mine), mine

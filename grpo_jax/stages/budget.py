@@ -15,7 +15,7 @@ import jax
 
 from grpo_jax.config import Config
 from grpo_jax.sharding import agree, batch_shards
-from grpo_jax.stages.estimate import temporaries
+from grpo_jax.stages.estimate import estimated
 from grpo_jax.stages.footprints import Plant, phases
 from grpo_jax.stages.plan import USABLE
 from grpo_jax.stages.programs import algorithm_of
@@ -93,14 +93,14 @@ def choose(plant: Plant, memory: int | None, *, stages: Collection[str] = STAGES
 
 def _by_memory(plant: Plant, stage: str, keys: list[str], memory: int) -> Config:
     """From whole batches and the longest chunk on, turn what is open no further than needed."""
-    shards, tensor = batch_shards(plant.mesh), plant.mesh.shape["tensor"]
+    shards = batch_shards(plant.mesh)
 
     def needed(config: Config) -> float:
         found = phases(plant._replace(config=config), (stage,))
         mine = [phase for phase in found if not phase.name.startswith(LINE_12)]  # which has settings of its own
         scoring = [phase for phase in mine if phase.work and not phase.work.cache]  # as the sampler has
         works = [(sum(phase.held), phase.work._replace(sampled=None)) for phase in scoring]
-        return max(held + HEADROOM * temporaries(plant.decoder, work, tensor=tensor) for held, work in works)
+        return max(held + HEADROOM * estimated(plant, work) for held, work in works)
 
     config = _start(plant, stage, keys, LONGEST_CHUNK)
     knobs = [knob for knob in KNOBS[f"{stage}: update"] if knob.key in keys]

@@ -6,14 +6,23 @@ times the estimate of another setting, is a good guess of what the compiler will
 
 from __future__ import annotations
 
+from grpo_jax.models.attention import kernel_of, piece_of
 from grpo_jax.models.decoder import DecoderConfig
-from grpo_jax.stages.footprints import Work
+from grpo_jax.stages.footprints import Plant, Work
 
 FLOAT = 4  # bytes
 
 
-def temporaries(decoder: DecoderConfig, work: Work, *, tensor: int) -> float:
+def estimated(plant: Plant, work: Work) -> float:
+    """`temporaries` of a work on the devices of a plant."""
+    platform = plant.mesh.devices.flat[0].platform
+    return temporaries(plant.decoder, work, tensor=plant.mesh.shape["tensor"], platform=platform)
+
+
+def temporaries(decoder: DecoderConfig, work: Work, *, tensor: int, platform: str) -> float:
     """Bytes on a device while it has this work in hand; heads, mlp and vocabulary are split over `tensor` devices.
+
+    `platform` of the devices (cpu, gpu, tpu) decides which attention computes it, and so which scores are in memory.
 
     Sampling: keys and values, the prompt's pass, and a token's logits and scores. Scoring: one layer in hand, and the
     logits of a chunk. Training: both twice, what `remat` keeps of every layer, and gradients. A program that samples
@@ -22,28 +31,44 @@ def temporaries(decoder: DecoderConfig, work: Work, *, tensor: int) -> float:
     c, w = decoder, work
     if w.sampled is not None:
         parts = (w.sampled, w._replace(sampled=None))
-        return max(temporaries(c, part, tensor=tensor) for part in parts)
-    prompt = layer(c, w.prompts, w.prompt_length, w.prompt_length, tensor)
+        return max(temporaries(c, part, tensor=tensor, platform=platform) for part in parts)
+    keys = w.prompt_length + w.length
+    read = layer(c, w.prompts, w.prompt_length, tensor)
+    prompt_scores = scores(c, w.prompts, w.prompt_length, w.prompt_length, tensor, platform)
+    prompt = read + prompt_scores
     gathered = 2 * _layer_weights(c) * c.compute_dtype.itemsize / tensor
     if w.cache:
-        decoded = layer(c, w.rows, 1, w.prompt_length + w.length, tensor)
+        decoded = layer(c, w.rows, 1, tensor) + scores(c, w.rows, 1, keys, tensor, platform)
         return w.cache + w.weights + max(prompt, decoded + 3 * logits(c, w.rows, tensor)) + gathered
-    inside = prompt + layer(c, w.rows, w.length, w.prompt_length + w.length, tensor)
+    passed = layer(c, w.rows, w.length, tensor)
+    own_scores = scores(c, w.rows, w.length, keys, tensor, platform)
+    inside = prompt + passed + own_scores
     chunk = 2 * logits(c, w.rows * min(w.chunk, w.length), tensor)
     if not w.gradient:
         return inside + chunk + gathered
     tokens = w.rows * w.length + w.prompts * w.prompt_length
-    kept = {"full": 0.0, "dots": tokens * _products(c, tensor), "none": inside}[c.remat]
+    of_passes = ((w.prompt_length, prompt_scores), (w.length, own_scores))
+    stay = sum(x for time, x in of_passes if kernel_of(c, platform, time) == "xla")  # others are computed again
+    whole = read + passed + stay
+    kept = {"full": 0.0, "dots": tokens * _products(c, tensor), "none": whole}[c.remat]
     residual = tokens * c.hidden_size * c.compute_dtype.itemsize
     return c.num_layers * (residual + kept) + 2 * (inside + chunk + gathered) + w.gradients * w.gradient
 
 
-def layer(decoder: DecoderConfig, rows: int, time: int, keys: int, tensor: int) -> float:
-    """Activations and attention scores of one layer."""
+def layer(decoder: DecoderConfig, rows: int, time: int, tensor: int) -> float:
+    """Activations of one layer, without attention scores."""
     c = decoder
-    wide = 4 * c.hidden_size * c.compute_dtype.itemsize
-    scores = c.num_heads / tensor * keys * (2 * FLOAT + c.compute_dtype.itemsize)
-    return rows * time * (wide + _products(c, tensor) + scores)
+    return rows * time * (4 * c.hidden_size * c.compute_dtype.itemsize + _products(c, tensor))
+
+
+def scores(decoder: DecoderConfig, rows: int, time: int, keys: int, tensor: int, platform: str) -> float:
+    """Attention scores of one layer that are in memory at once, as its kernel computes them (`attention.py`).
+
+    Of all queries, of a piece of them, or none: splash keeps its scores on the chip. One query is always plain.
+    """
+    c, kernel = decoder, "xla" if time == 1 else kernel_of(decoder, platform, time)
+    queries = {"xla": time, "blocks": min(piece_of(time), time), "splash": 0}[kernel]
+    return rows * queries * keys * c.num_heads / tensor * (2 * FLOAT + c.compute_dtype.itemsize)
 
 
 def logits(decoder: DecoderConfig, tokens: int, tensor: int) -> float:

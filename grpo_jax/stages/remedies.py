@@ -18,7 +18,7 @@ from grpo_jax.configure import difference, tree_of
 from grpo_jax.sampler.slots import DecodeError, lanes_and_rows
 from grpo_jax.sharding import ShardingError, batch_shards
 from grpo_jax.stages.ahead import CompileError
-from grpo_jax.stages.estimate import temporaries
+from grpo_jax.stages.estimate import estimated
 from grpo_jax.stages.footprints import Plant
 from grpo_jax.stages.plan import USABLE, Plan, Study, open_plan
 from grpo_jax.stages.scored_footprints import LINE_12
@@ -185,7 +185,7 @@ class _Search:
         """Take over what a plan has measured."""
         for measured in plan.measured:
             if work := measured.phase.work:
-                estimate = temporaries(plan.plant.decoder, work, tensor=plan.plant.mesh.shape["tensor"])
+                estimate = estimated(plan.plant, work)
                 self.ratios[measured.phase.name] = measured.footprint.temporaries / estimate
 
     def on_mesh(self, config: Config, target: Target) -> Plan | None:
@@ -225,7 +225,7 @@ class _Search:
             return Plan(plant, target, [known]).too_large == []
         if phase.work is None:
             return sum(phase.held) <= USABLE * target.memory
-        estimate = temporaries(plant.decoder, phase.work, tensor=plant.mesh.shape["tensor"])
+        estimate = estimated(plant, phase.work)
         return sum(phase.held) + self.ratios.get(name, 1.0) * estimate <= USABLE * target.memory
 
     def plant(self, config: Config, target: Target) -> Plant:

@@ -8,7 +8,8 @@ from small_runs import write_settings
 from grpo_jax.configure import dump, kind_class, load
 from grpo_jax.configure.documents import tree_of
 from grpo_jax.stages.budget import BudgetError, choose, left_open, remembered
-from grpo_jax.stages.footprints import open_plant
+from grpo_jax.stages.estimate import estimated, temporaries
+from grpo_jax.stages.footprints import open_plant, phases
 from grpo_jax.stages.pipeline import remember
 from grpo_jax.stages.plan import open_shape
 from grpo_jax.stages.remedies import with_value
@@ -102,3 +103,34 @@ def test_a_run_that_goes_on_keeps_what_it_chose(config, tmp_path):
     (tmp_path / "rl" / "metrics.jsonl").write_text("")
     assert numbers(remember(tmp_path, config))["rl.microbatches"] == 8
     assert numbers(choose(plant_of(config, data=2), None))["rl.microbatches"] == 4
+
+
+def long_rows(config, kernel):
+    """The scoring pass of a group of eight rows of 1024 tokens: its plant, and the phase."""
+    sampling = dataclasses.replace(config.rl.sampling, max_completion_length=1024)
+    rl = dataclasses.replace(config.rl, prompts_per_step=1, microbatches=1, head_chunk=16, sampling=sampling)
+    plant = plant_of(dataclasses.replace(config, rl=rl))
+    plant = plant._replace(decoder=dataclasses.replace(plant.decoder, attention_kernel=kernel))
+    return plant, next(phase for phase in phases(plant, ("rl",)) if phase.name == "rl: reference log-probabilities")
+
+
+def test_scores_count_as_the_kernel_holds_them(config):
+    """All of plain attention, a piece of blocks, as the compiler says; none of splash, which `auto` takes on TPUs."""
+    guessed, compiled = {}, {}
+    for kernel in ("xla", "blocks"):
+        plant, phase = long_rows(config, kernel)
+        guessed[kernel] = estimated(plant, phase.work)
+        compiled[kernel] = phase.compile().footprint().temporaries
+    assert 3 < compiled["xla"] / compiled["blocks"] < 16
+    assert guessed["xla"] / guessed["blocks"] == pytest.approx(compiled["xla"] / compiled["blocks"], rel=0.5)
+
+    plant, phase = long_rows(config, "auto")
+    guess = {on: temporaries(plant.decoder, phase.work, tensor=1, platform=on) for on in ("cpu", "gpu", "tpu")}
+    assert (guess["cpu"], guess["gpu"]) == (guessed["blocks"], guessed["xla"]) and guess["tpu"] < guess["cpu"] / 2
+    kept = {}  # of every layer: without remat plain attention keeps its scores, the others compute them again
+    for on in guess:
+        deep = [dataclasses.replace(plant.decoder, num_layers=L, remat="none") for L in (1, 2)]
+        work = phase.work._replace(gradient=1)
+        less, more = (temporaries(decoder, work, tensor=1, platform=on) for decoder in deep)
+        kept[on] = more - less
+    assert kept["cpu"] == kept["tpu"] < kept["gpu"] / 10

@@ -25,7 +25,7 @@ from small_runs import (
 from grpo_jax.configure import load
 from grpo_jax.reporting.metrics import read_metrics
 from grpo_jax.stages import fused
-from grpo_jax.stages.estimate import temporaries
+from grpo_jax.stages.estimate import estimated
 from grpo_jax.stages.footprints import open_plant, phases
 from grpo_jax.stages.plan import open_shape
 from grpo_jax.training.interrupt import Interrupted
@@ -251,7 +251,7 @@ def test_the_work_planned_has_that_of_the_sampler(file):
         fused_work, sampling, update = whole["rl: fused steps"], parts["rl: sampling"], parts["rl: update"]
         assert (fused_work.sampled, fused_work._replace(sampled=None)) == (sampling, update)
         assert fused_work.keys_and_values == sampling.keys_and_values == sampling.cache > 0
-        guess = [temporaries(plant.decoder, work, tensor=1) for work in (fused_work, sampling, update)]
+        guess = [estimated(plant, work) for work in (fused_work, sampling, update)]
         assert guess[0] == max(guess)
     _, few = works("--rl.decode_rows", "4", *CHUNK)
     assert few["rl: fused steps"].keys_and_values < fused_work.keys_and_values
