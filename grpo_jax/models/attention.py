@@ -51,8 +51,9 @@ def blockwise(
     """`ops.attend` for queries whose own keys are the last block, `piece` queries after the other.
 
     A piece multiplies only with the own keys up to its last query, so that close to half of that product is never
-    computed, and its scores are computed again in the backward pass: they take the memory of one piece. `about` as in
-    `attend`. q [B, T, N, H] -> [B, T, N, H].
+    computed, and its scores are computed again in the backward pass: a layer keeps none, and while it is computed the
+    compiler holds those of as many pieces as it computes side by side (on CPUs all). `about` as in `attend`.
+    q [B, T, N, H] -> [B, T, N, H].
     """
     *shared, own = blocks
     time = q.shape[1]

@@ -115,7 +115,6 @@ def _score(
         x = jnp.pad(x, ((0, 0), (0, -time % chunk)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(rows, -1, chunk, *x.shape[2:]), 1, 0)
 
-    @jax.checkpoint
     def step(_, inputs):
         hidden, tokens = inputs  # [B, chunk, D], [B, chunk]
         logits = next_token_logits(model, params, hidden.reshape(-1, hidden.shape[-1]))  # [B*chunk, V], one product
@@ -124,7 +123,9 @@ def _score(
             token_scores(logits / temperature, tokens.reshape(-1), entropy_gradient=entropy_gradient),
         )
 
-    _, scored = jax.lax.scan(step, None, (chunks(hidden), chunks(tokens)))
+    if chunk == time:  # all logits exist at once: to compute them again in the backward pass would save nothing
+        return jax.tree.map(lambda x: jnp.where(mask, x, 0.0), step(None, (hidden, tokens))[1])
+    _, scored = jax.lax.scan(jax.checkpoint(step), None, (chunks(hidden), chunks(tokens)))
 
     def whole(x: Array) -> Array:
         """The inverse of `chunks`, masked."""

@@ -86,12 +86,13 @@ def test_entropy_has_no_gradient(params, group):
     assert not any(x.any() for x in jax.tree.leaves(jax.jit(jax.grad(entropy))(params)))
 
 
-def shapes(jaxpr):
-    """The shapes of all intermediate arrays, inner programs included."""
+def shapes(jaxpr, only=""):
+    """The shapes of all intermediate arrays, or of those that one kind of operation gives; inner programs included."""
     for equation in jaxpr.eqns:
-        yield from (v.aval.shape for v in equation.outvars)
+        if only in equation.primitive.name:
+            yield from (v.aval.shape for v in equation.outvars)
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from shapes(inner)
+            yield from shapes(inner, only)
 
 
 def test_no_array_over_rows_time_and_vocabulary(mesh, group):
@@ -107,6 +108,20 @@ def test_no_array_over_rows_time_and_vocabulary(mesh, group):
     assert (6 * 2, 997) in found, "rows x chunk by vocabulary"
     assert not any(997 in s and len(s) > 2 for s in found), "and nothing larger"
     assert all(np.prod(s) <= 6 * 2 * 997 for s in found if 997 in s and 16 not in s)
+
+
+def test_logits_that_exist_at_once_are_computed_once(params, group):
+    """By chunks they are computed again in the backward pass, which saves nothing where there is one chunk."""
+    prompts, completions, _ = group
+
+    def products(chunk):
+        def loss(params):
+            return jnp.sum(completion_logprobs(SCAN, params, prompts, completions, chunk=chunk)[0])
+
+        made = shapes(jax.make_jaxpr(jax.grad(loss))(params).jaxpr, only="dot_general")
+        return list(made).count((6 * chunk, TINY.vocab_size))
+
+    assert products(5) == 1 and products(2) == 2
 
 
 def test_packed_text(model, params):

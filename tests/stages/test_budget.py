@@ -115,13 +115,13 @@ def long_rows(config, kernel):
 
 
 def test_scores_count_as_the_kernel_holds_them(config):
-    """All of plain attention, a piece of blocks, as the compiler says; none of splash, which `auto` takes on TPUs."""
+    """All of plain attention, half of blocks, as the compiler says; none of splash, which `auto` takes on TPUs."""
     guessed, compiled = {}, {}
     for kernel in ("xla", "blocks"):
         plant, phase = long_rows(config, kernel)
         guessed[kernel] = estimated(plant, phase.work)
         compiled[kernel] = phase.compile().footprint().temporaries
-    assert 3 < compiled["xla"] / compiled["blocks"] < 16
+    assert compiled["xla"] / compiled["blocks"] > 1.5
     assert guessed["xla"] / guessed["blocks"] == pytest.approx(compiled["xla"] / compiled["blocks"], rel=0.5)
 
     plant, phase = long_rows(config, "auto")
