@@ -32,7 +32,9 @@ WEIGHTS = ("stored", "joined", "gathered")
 # A scan copies each layer's part of the cache at every token, which only little caches on a whole machine forgive.
 SCANNED_CACHE = 8 * 2**20  # bytes of a layer's keys and values up to which one CPU device scans
 UNROLLED_ON_CPU, UNROLLED = 24, 8  # layers that are unrolled at most; the second is a guess, no accelerator was at hand
-ROOM = 2 * 2**30  # bytes a device that `auto` takes for the copy: an eighth of the smallest accelerator's memory
+# Bytes a device that `auto` takes for the copy: an eighth of the smallest TPU's memory, a tenth of a large GPU's. More,
+# as for 7B whole on each of 8 GPUs, is asked for by name; `launch/plan.py` says whether it fits.
+ROOM, ROOM_ON_TPU = 8 * 2**30, 2 * 2**30
 
 
 def decode_config(config: DecoderConfig, mesh: dict[str, int], *, slots: int = 0) -> DecoderConfig:
@@ -46,7 +48,8 @@ def decode_config(config: DecoderConfig, mesh: dict[str, int], *, slots: int = 0
     if weights == "auto" and not unrolled and config.compute_dtype == jnp.float32 and mesh.get("fsdp", 1) == 1:
         weights = "stored"
     if weights == "auto":
-        weights = next(w for w in reversed(WEIGHTS) if decode_bytes(config, w, mesh) <= ROOM)
+        room = ROOM_ON_TPU if platform_in_context() == "tpu" else ROOM
+        weights = next(w for w in reversed(WEIGHTS) if decode_bytes(config, w, mesh) <= room)
     return dataclasses.replace(config, scan_layers=not unrolled, decode_weights=weights, remat="none")
 
 

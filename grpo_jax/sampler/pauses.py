@@ -31,7 +31,7 @@ from grpo_jax.models.logprobs import next_token_logits
 from grpo_jax.models.quantize import rollout_params
 from grpo_jax.sampler.draw import draw, row_keys
 from grpo_jax.sampler.prefill import Prompted, read_prompts
-from grpo_jax.sampler.sample import Sampling, fill
+from grpo_jax.sampler.sample import Sampling, decode_loop, fill
 from grpo_jax.sampler.slots import Slots, close_slots, lanes_and_rows, open_slots
 from grpo_jax.sharding import constrain, mesh_sizes, shards_in_context
 from grpo_jax.types import Prompts, Rollout, Sequences
@@ -62,7 +62,7 @@ class Pausing(NamedTuple):
 
     step: Array  # [] i32
     slots: Slots
-    present: Prompted | None  # the prompt of each lane, where that changes
+    until: Array  # [] i32, the step at which the host looks again
     hidden: Array  # [R*M, D], the state that predicts each row's next token
     cache: Cache  # of R*M rows, each with its own length
     waiting: Array  # [R, M] bool
@@ -112,12 +112,12 @@ def open_rows(
     read = read_prompts(model, params, prompts.sequences, turns=turns, unrolled=not config.scan_layers)
     weights = decode_params(rollout_params(params, config, sampling.weights), config)
     keys = row_keys(key, prompts.index, G).reshape(R, turns * G)
-    first, of_rows, of_jobs = read.first(), (R, M), (R, turns * G)
+    of_rows, of_jobs = (R, M), (R, turns * G)
     state = Pausing(
         step=jnp.int32(0),
         slots=open_slots(R, M, turns * G),
-        present=first if turns > 1 else None,
-        hidden=constrain(jnp.zeros((R * M, first.hidden.shape[-1]), first.hidden.dtype), "batch", None),
+        until=jnp.int32(0),
+        hidden=constrain(jnp.zeros((R * M, read.hidden.shape[-1]), read.hidden.dtype), "batch", None),
         cache=empty_cache(config, R * M, Tc).replace(length=jnp.zeros(R * M, jnp.int32)),
         waiting=jnp.zeros(of_rows, bool),
         backticks=jnp.zeros(of_rows, jnp.int32),
@@ -137,14 +137,14 @@ def advance_rows(
     slots, Tc = state.slots, sampling.max_completion_length
     decoder = _decoder(model, slots.t.size * Tc)
 
-    def going(carry: tuple[Array, Pausing]) -> Array:
-        return (carry[0] < steps) & (carry[1].slots.active & ~carry[1].waiting).any()
+    def going(state: Pausing) -> Array:
+        return (state.step < state.until) & (state.slots.active & ~state.waiting).any()
 
-    def one(carry: tuple[Array, Pausing]) -> tuple[Array, Pausing]:
-        return carry[0] + 1, _step(decoder, opened, carry[1], fences, sampling)
+    def one(state: Pausing, present: Prompted) -> Pausing:
+        return _step(decoder, opened, present, state, fences, sampling)
 
     state = fill(_take(state, given, limit=Tc), opened.read, num_generations=sampling.num_generations)
-    _, state = jax.lax.while_loop(going, one, (jnp.int32(0), state))
+    state = decode_loop(going, one, state._replace(until=state.step + steps), opened.read)
     slots = state.slots
     return _on_batch(state), Seen(state.waiting, slots.active, slots.job, slots.t, _of_rows(state.tokens, slots.job))
 
@@ -170,9 +170,11 @@ def _decoder(model: Decoder, slots: int) -> Decoder:
     return model.clone(config=decode_config(model.config, mesh_sizes(), slots=slots))
 
 
-def _step(decoder: Decoder, opened: Opened, state: Pausing, fences: Fences, sampling: Sampling) -> Pausing:
+def _step(
+    decoder: Decoder, opened: Opened, present: Prompted, state: Pausing, fences: Fences, sampling: Sampling
+) -> Pausing:
     """One more token for every row that does not wait: the next given one, or one that it draws."""
-    slots, present, Tc = state.slots, state.present or opened.read.first(), sampling.max_completion_length
+    slots, Tc = state.slots, sampling.max_completion_length
     moves, t = slots.active & ~state.waiting, slots.t  # [R, M]
     told = _of_rows(state.given, slots.job) > t
     old = jax.vmap(lambda lane, jobs, t: lane[jobs, t])(state.tokens, slots.job, jnp.minimum(t, Tc - 1))  # [R, M]

@@ -25,6 +25,15 @@ class Prompted:
     begin: Array  # [I, R] i32, the position of token 0
     cache: Cache  # of R rows, each array with I in front
 
+    @property
+    def turns(self) -> int:
+        """Prompts that a lane takes one after the other."""
+        return self.begin.shape[0]
+
+    def states(self, prompt: Array) -> Array:
+        """The state that predicts token 0 of the given prompt of each lane: [R] i32 -> [R, D]."""
+        return _pick(self.hidden, prompt)
+
     def first(self) -> Prompted:
         """The first prompt of each lane, without the axis of turns."""
         return jax.tree.map(lambda x: x[0], self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
@@ -45,7 +46,6 @@ class Sampling(NamedTuple):
 class _Decode(NamedTuple):
     step: Array  # [] i32
     slots: Slots
-    present: Prompted | None  # the prompt of each lane, where that changes
     hidden: Array  # [R*M, D], the state that predicts each row's next token
     cache: Cache  # of R*M rows
     tokens: Array  # [steps, R, M] i32, as they were drawn
@@ -70,11 +70,10 @@ def sample(model: Decoder, params: Any, prompts: Prompts, key: Array, *, samplin
     read = read_prompts(model, params, prompts.sequences, turns=turns, unrolled=not decoder.config.scan_layers)
     weights = decode_params(rollout_params(params, decoder.config, sampling.weights), decoder.config)
     keys = row_keys(key, prompts.index, G).reshape(R, turns * G)
-    first = read.first()
 
-    def step(state: _Decode, behind: tuple[Cache, ...]) -> _Decode:
+    def step(state: _Decode, present: Prompted, *behind: Cache) -> _Decode:
         """One more token for every row; `behind` are the earlier blocks of its keys and values."""
-        slots, present = state.slots, state.present or first
+        slots = state.slots
         logits = next_token_logits(decoder, weights, state.hidden)  # [R*M, V]
         own_keys = jax.vmap(lambda lane, job: lane[job])(keys, slots.job).reshape(-1)  # [R*M]
         drawn, logprobs = draw(logits, own_keys, slots.t.reshape(-1), sampling.distribution)
@@ -97,49 +96,67 @@ def sample(model: Decoder, params: Any, prompts: Prompts, key: Array, *, samplin
 
     state = fill(_start(decoder.config, read, M, sampling), read, num_generations=G)
     if refills:
-        state = jax.lax.while_loop(lambda state: unfinished(state.slots), lambda state: step(state, ()), state)
+        state = decode_loop(lambda state: unfinished(state.slots), step, state, read)
     else:
-        state = _in_blocks(state, step, lambda size: empty_cache(decoder.config, R * M, size), sampling)
+        state = _in_blocks(state, step, read.first(), lambda size: empty_cache(decoder.config, R * M, size), sampling)
     return _rollout(prompts, state, sampling)
 
 
-State = TypeVar("State")  # a tuple with step, slots, present, hidden and cache, as _Decode
+State = TypeVar("State")  # a tuple with step, slots, hidden and cache, as _Decode
 
 
 def _start(config: DecoderConfig, read: Prompted, M: int, sampling: Sampling) -> _Decode:
     """Before the first token: lanes of M idle rows, every completion waits."""
     (turns, R), G, Tc = read.begin.shape, sampling.num_generations, sampling.max_completion_length
-    first, steps = read.first(), most_steps(turns, G, M, Tc)
+    steps, width = most_steps(turns, G, M, Tc), read.hidden.shape[-1]
     return _Decode(
         step=jnp.int32(0),
         slots=open_slots(R, M, turns * G),
-        present=first if turns > 1 else None,
-        hidden=constrain(jnp.zeros((R * M, first.hidden.shape[-1]), first.hidden.dtype), "batch", None),
+        hidden=constrain(jnp.zeros((R * M, width), read.hidden.dtype), "batch", None),
         cache=empty_cache(config, R * M, Tc),
         tokens=jnp.zeros((steps, R, M), jnp.int32),
         logprobs=jnp.zeros((steps, R, M), jnp.float32),
     )
 
 
+def decode_loop(
+    going: Callable[[State], Array], step: Callable[[State, Prompted], State], state: State, read: Prompted
+) -> State:
+    """`step` as long as `going` says so, each with the keys and values of the prompts that lanes are at.
+
+    Where a lane can go on to another prompt there are two loops: a loop over tokens that may change what it reads
+    copies it at every token, the keys and values of all prompts under way.
+    """
+    if read.turns == 1:
+        first = read.first()
+        return jax.lax.while_loop(going, lambda state: step(state, first), state)
+
+    def until_a_lane_moves(state: State) -> State:
+        prompt = state.slots.prompt
+        present = read.of(prompt)
+
+        def stays(state: State) -> Array:
+            return going(state) & (state.slots.prompt == prompt).all()
+
+        return jax.lax.while_loop(stays, lambda state: step(state, present), state)
+
+    return jax.lax.while_loop(going, until_a_lane_moves, state)
+
+
 def fill(state: State, read: Prompted, *, num_generations: int) -> State:
     """Let idle rows begin the completions that wait."""
     slots, begins = refill(state.slots, state.step, num_generations=num_generations)
-    present = state.present
-    if present is not None:
-        moved = (slots.prompt != state.slots.prompt).any()
-        present = jax.lax.cond(moved, lambda: read.of(slots.prompt), lambda: state.present)
-    fresh = jnp.repeat((present or read.first()).hidden, begins.shape[1], axis=0)  # [R*M, D]
+    fresh = jnp.repeat(read.states(slots.prompt), begins.shape[1], axis=0)  # [R*M, D]
     rows = begins.reshape(-1)
     segments = jnp.where(rows[:, None], 0, state.cache.segments)  # what the row held before is seen no more
     return state._replace(
         slots=slots,
-        present=present,
         hidden=constrain(jnp.where(rows[:, None], fresh, state.hidden), "batch", None),
         cache=state.cache.replace(segments=segments),
     )
 
 
-def _in_blocks(state: _Decode, step, cache_of, sampling: Sampling) -> _Decode:
+def _in_blocks(state: _Decode, step, present: Prompted, cache_of, sampling: Sampling) -> _Decode:
     """Decode with a cache that grows: a block of slots after the other is filled, and only filled ones are read."""
     behind, until = (), 0
     for size in cache_blocks(sampling.max_completion_length, sampling.cache_block):
@@ -149,7 +166,7 @@ def _in_blocks(state: _Decode, step, cache_of, sampling: Sampling) -> _Decode:
             return (state.step < until) & unfinished(state.slots)
 
         state = state._replace(cache=cache_of(size))
-        state = jax.lax.while_loop(unfilled, lambda state, behind=behind: step(state, behind), state)
+        state = jax.lax.while_loop(unfilled, lambda state, behind=behind: step(state, present, *behind), state)
         behind = (*behind, state.cache)
     return state
 

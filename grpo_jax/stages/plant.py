@@ -150,7 +150,8 @@ def sampling_work(plant: Plant, prompts: int, sampling: Sampling, length: int | 
     caches = jax.eval_shape(lambda: [empty_cache(plant.decoder, P, Tp), empty_cache(plant.decoder, B, Tc)])
     values = sum(x.size * x.dtype.itemsize for cache in caches for x in jax.tree.leaves((cache.k, cache.v)))
     sizes = dict(plant.mesh.shape)
-    layout = decode_config(plant.decoder, sizes).decode_weights
+    with jax.set_mesh(plant.mesh):  # for its platform
+        layout = decode_config(plant.decoder, sizes).decode_weights
     weights = decode_bytes(plant.decoder, layout, sizes)
     if sampling.weights == "int8":  # a byte a number, which are made whether or not they are joined
         whole = decode_bytes(plant.decoder, "joined" if layout == "stored" else layout, sizes)

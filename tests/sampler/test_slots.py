@@ -1,11 +1,16 @@
 """Slots: the same completions whatever the number of rows decoded at once, and no row idle while work waits."""
 
 import re
+from functools import partial
 
+import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax.sampler.pauses import advance_rows, fences, nothing_given, open_rows
+from grpo_jax.sampler.sample import sample
 from grpo_jax.sampler.slots import (
     DecodeError,
     advance_slots,
@@ -55,6 +60,31 @@ def test_unrolled_layers(params, rollout, decode_rows):
 def test_on_a_mesh(params, rollout, shape, decode_rows):
     settings = tiny.sampling()._replace(decode_rows=decode_rows)
     same(tiny.roll_out(MODEL, params, tiny.prompts(), mesh=tiny.mesh_of(*shape), settings=settings), rollout)
+
+
+def token_loops(jaxpr):
+    """Shapes that each `while` without another in it carries from turn to turn."""
+    for equation in jaxpr.eqns:
+        inner = list(jax.extend.core.jaxprs_in_params(equation.params))
+        loops = [shapes for x in inner for shapes in token_loops(getattr(x, "jaxpr", x))]
+        if equation.primitive.name == "while" and not loops:
+            loops = [[x.aval.shape for x in equation.outvars]]
+        yield from loops
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_prompts_are_not_copied_at_every_token(params, pauses):
+    """A loop over tokens only reads the keys and values of prompts, though lanes go on to other prompts."""
+    settings, batch = tiny.sampling()._replace(decode_rows=2), tiny.prompts(pad=11)
+    if pauses:
+        opened, state = jax.eval_shape(partial(open_rows, MODEL, sampling=settings), params, batch, jax.random.key(0))
+        given = (state, nothing_given(state, 3), fences([""] * tiny.V, tiny.V), 5)
+        program, given = partial(advance_rows, MODEL, sampling=settings), (opened, *given)
+    else:
+        program, given = partial(sample, MODEL, sampling=settings), (params, batch, jax.random.key(0))
+    (carried,) = token_loops(jax.make_jaxpr(program)(*given).jaxpr)
+    assert any(8 in shape for shape in carried), "of completions"
+    assert not any(17 in shape for shape in carried)
 
 
 def simulate(lengths, rows, turns, G):
