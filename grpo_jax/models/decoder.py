@@ -19,7 +19,7 @@ from jax import Array
 from grpo_jax.config import ArchitectureConfig
 from grpo_jax.models import attention, ops
 from grpo_jax.models.cache import Cache, advance, of_rows, stack, unstack, write_slots
-from grpo_jax.models.decoding import DECODE, WEIGHTS
+from grpo_jax.models.decoding import DECODE, LAYOUTS
 from grpo_jax.models.experts import KERNELS
 from grpo_jax.models.lora import Lora
 from grpo_jax.models.ops import KeyValues
@@ -123,7 +123,7 @@ CHOICES = {
     "remat": REMAT,
     "experts_kernel": ("auto", *KERNELS),
     "decode_layers": ("auto", "scan", "unroll"),
-    "decode_weights": ("auto", *WEIGHTS),
+    "decode_weights": ("auto", *LAYOUTS),
     "attention_kernel": ("auto", *attention.KERNELS),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from grpo_jax.models.decoder import DecoderConfig
 
 DECODE = "decode"  # the key of the prepared layers in a tree of parameters
-WEIGHTS = ("stored", "joined", "gathered")
+LAYOUTS = ("stored", "joined", "gathered")  # of weights
 # Unrolled over scanned, seconds of a rollout of 64 rows (width 256, float32) on two CPU cores, as one or two devices:
 #     layers, tokens        4, 64       12, 64      24, 64     4, 128      4, 1024 (32 rows)
 #     one device            0.33/0.28   0.94/0.77   1.8/1.5    0.70/0.59   7.9/10.5
@@ -32,25 +32,27 @@ WEIGHTS = ("stored", "joined", "gathered")
 # A scan copies each layer's part of the cache at every token, which only little caches on a whole machine forgive.
 SCANNED_CACHE = 8 * 2**20  # bytes of a layer's keys and values up to which one CPU device scans
 UNROLLED_ON_CPU, UNROLLED = 24, 8  # layers that are unrolled at most; the second is a guess, no accelerator was at hand
-# Bytes a device that `auto` takes for the copy: an eighth of the smallest TPU's memory, a tenth of a large GPU's. More,
-# as for 7B whole on each of 8 GPUs, is asked for by name; `launch/plan.py` says whether it fits.
-ROOM, ROOM_ON_TPU = 8 * 2**30, 2 * 2**30
+# Bytes a device that `auto` takes for the copy: a quarter of the smallest accelerators' memory, a twentieth of large
+# ones'. More, as for 7B whole on each of 8 GPUs, is asked for by name; `launch/plan.py` says whether it fits.
+ROOM = 4 * 2**30
 
 
-def decode_config(config: DecoderConfig, mesh: dict[str, int], *, slots: int = 0) -> DecoderConfig:
+def decode_config(
+    config: DecoderConfig, mesh: dict[str, int], *, slots: int = 0, weights: Literal["same", "int8"] = "same"
+) -> DecoderConfig:
     """The decoder of the decode loop: `decode_layers` and `decode_weights` decided, on a mesh of these sizes.
 
-    `slots` are those of the whole cache, all rows together. Weights are left as they are stored where there is nothing
-    to cast, to gather or to take from the stack, else laid out as far as `ROOM` allows.
+    `slots` are those of the whole cache, all rows together; `weights` as they are or in eight bits. They are left as
+    they are stored where there is nothing to cast, to gather or to take from the stack, else laid out as far as `ROOM`
+    allows.
     """
     unrolled = config.decode_layers == "unroll" or (config.decode_layers == "auto" and _unrolled(config, mesh, slots))
-    weights = config.decode_weights
-    if weights == "auto" and not unrolled and config.compute_dtype == jnp.float32 and mesh.get("fsdp", 1) == 1:
-        weights = "stored"
-    if weights == "auto":
-        room = ROOM_ON_TPU if platform_in_context() == "tpu" else ROOM
-        weights = next(w for w in reversed(WEIGHTS) if decode_bytes(config, w, mesh) <= room)
-    return dataclasses.replace(config, scan_layers=not unrolled, decode_weights=weights, remat="none")
+    layout = config.decode_weights
+    if layout == "auto" and not unrolled and config.compute_dtype == jnp.float32 and mesh.get("fsdp", 1) == 1:
+        layout = "stored"
+    if layout == "auto":
+        layout = next(l for l in reversed(LAYOUTS) if decode_bytes(config, l, mesh, weights=weights) <= ROOM)
+    return dataclasses.replace(config, scan_layers=not unrolled, decode_weights=layout, remat="none")
 
 
 def _unrolled(config: DecoderConfig, mesh: dict[str, int], slots: int) -> bool:
@@ -62,16 +64,18 @@ def _unrolled(config: DecoderConfig, mesh: dict[str, int], slots: int) -> bool:
     return config.num_layers <= (UNROLLED_ON_CPU if on_cpu else UNROLLED)
 
 
-def decode_bytes(config: DecoderConfig, weights: str, mesh: dict[str, int]) -> int:
+def decode_bytes(
+    config: DecoderConfig, layout: str, mesh: dict[str, int], *, weights: Literal["same", "int8"] = "same"
+) -> int:
     """Bytes on each device of a decode loop's own copy of the weights; adapters, norms and biases not counted."""
-    if weights == "stored":
+    if layout == "stored":
         return 0
-    split = 1 if weights == "gathered" else mesh.get("fsdp", 1)
+    split = 1 if layout == "gathered" else mesh.get("fsdp", 1)
     entries = jax.tree_util.tree_leaves_with_path(parameter_table(config), is_leaf=lambda x: isinstance(x, Parameter))
     matrices = {path[-1].key: p for path, p in entries if is_matrix(path[-1].key, len(p.shape))}
     of_experts = [n for n, p in matrices.items() if "experts" in p.axes]
     total = sum(math.prod(p.shape) // (mesh.get("fsdp", 1) if n in of_experts else split) for n, p in matrices.items())
-    return total * config.compute_dtype.itemsize // mesh.get("tensor", 1)
+    return total * (1 if weights == "int8" else config.compute_dtype.itemsize) // mesh.get("tensor", 1)
 
 
 def decode_params(params: dict[str, Any], config: DecoderConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jax import Array
 
 from grpo_jax.models.cache import Cache, empty_cache
 from grpo_jax.models.ops import softcap
-from grpo_jax.models.quantize import SCALES, factors
+from grpo_jax.models.quantize import SCALES
 from grpo_jax.sharding import constrain
 from grpo_jax.types import Prompts, Sequences
 
@@ -28,7 +28,6 @@ def next_token_logits(model: Decoder, params: Any, hidden: Array) -> Array:
     The product runs in the type of `hidden` and is summed in float32.
     """
     head = params["embed"].T if model.config.tie_word_embeddings else params["head"]  # [D, V]
-    hidden, head = factors(hidden, head)
     logits = jnp.einsum("...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     if SCALES in params:  # of integers (`quantize.py`), one a row of the vocabulary
         (scale,) = params[SCALES].values()

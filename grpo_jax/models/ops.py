@@ -19,7 +19,7 @@ from jax import Array
 
 from grpo_jax.models.experts import mixture
 from grpo_jax.models.lora import gathered
-from grpo_jax.models.quantize import SCALES, factors, rescaled
+from grpo_jax.models.quantize import SCALES, rescaled
 from grpo_jax.models.rope import rotate
 from grpo_jax.types import pytree
 
@@ -140,7 +140,6 @@ def matmul(x: Array, w: Array, inputs: int = 1) -> Array:
     of a product with several row dimensions into strided transposes (an mlp's gradient takes twice as long).
     """
     rows, width = x.shape[: x.ndim - inputs], math.prod(w.shape[:inputs])
-    x, w = factors(x, w)
     return (x.reshape(-1, width) @ w.reshape(width, -1)).reshape(*rows, *w.shape[inputs:])
 
 
@@ -185,7 +184,7 @@ def _gate_up(layer: dict[str, Any], x: Array, config: DecoderConfig) -> tuple[Ar
     """Both inner products of the mlp, as one where the weights are joined (`decoding.py`)."""
     if "gate_up" not in layer:
         return linear(layer, "gate", x, config), linear(layer, "up", x, config)
-    both = rescaled(jnp.einsum("btd,dcf->btcf", *factors(x, layer["gate_up"])), layer, "gate_up")
+    both = rescaled(jnp.einsum("btd,dcf->btcf", x, layer["gate_up"]), layer, "gate_up")
     return tuple(adapted(both[:, :, i], layer, name, x, config) for i, name in enumerate(("gate", "up")))
 
 
@@ -193,7 +192,7 @@ def _query_key_value(layer: dict[str, Any], x: Array, config: DecoderConfig) -> 
     """Queries [B, T, N, H], keys and values [B, T, K, H], by one product where the weights are joined."""
     if "qkv" not in layer:
         return tuple(linear(layer, name, x, config) for name in "qkv")
-    all_three = rescaled(jnp.einsum("btd,dkmh->btkmh", *factors(x, layer["qkv"])), layer, "qkv")
+    all_three = rescaled(jnp.einsum("btd,dkmh->btkmh", x, layer["qkv"]), layer, "qkv")
     M = config.num_heads // config.num_kv_heads
     q = all_three[..., :M, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
     parts = zip("qkv", (q, all_three[..., M, :], all_three[..., M + 1, :]), strict=True)
@@ -239,7 +238,7 @@ def decoder_layer(
     what the caller keeps of them; that is all of caching. `attention` is called as `attend` is.
     x [B, T, D] -> ([B, T, D], what was kept).
     """
-    w = jax.tree_util.tree_map_with_path(lambda path, p: p if _stays(path, p) else p.astype(x.dtype), layer)
+    w = jax.tree_util.tree_map_with_path(lambda path, p: p if _is_fine(path) else p.astype(x.dtype), layer)
 
     def norm(name: str, x: Array) -> Array:
         """Apply the norm of that name if the layer has it."""
@@ -261,6 +260,6 @@ def decoder_layer(
     return x + norm("mlp_post_norm", gated_mlp(w, norm("mlp_norm", x), config)), kept
 
 
-def _stays(path: tuple, weight: Array) -> bool:
-    """Norms and scales stay float32, as what they compute; integers become floats where they are multiplied."""
-    return path[-1].key.endswith("norm") or path[0].key == SCALES or weight.dtype == jnp.int8
+def _is_fine(path: tuple) -> bool:
+    """Norms and scales stay float32, as what they compute."""
+    return path[-1].key.endswith("norm") or path[0].key == SCALES

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -77,18 +76,6 @@ def quantize_params(params: dict[str, Any], config: DecoderConfig) -> dict[str, 
 def rollout_params(params: dict[str, Any], config: DecoderConfig, weights: Literal["same", "int8"]) -> dict[str, Any]:
     """The weights that completions are drawn with: those of the trainer, or the same in eight bits."""
     return params if weights == "same" else quantize_params(params, config)
-
-
-def factors(x: Array, w: Array) -> tuple[Array, Array]:
-    """Both factors of a product, where integers become floats: there, and not before a loop around it.
-
-    XLA takes out of a loop what is the same at every turn, which would leave a loop over tokens to read floats; behind
-    a barrier the weight depends on `x`. Floats are returned as they are.
-    """
-    if w.dtype != jnp.int8:
-        return x, w
-    x, w = jax.lax.optimization_barrier((x, w))
-    return x, w.astype(x.dtype)
 
 
 def rescaled(y: Array, layer: dict[str, Any], name: str) -> Array:

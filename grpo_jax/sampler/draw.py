@@ -75,8 +75,9 @@ def inverse_cdf(probabilities: Array, bits: Array) -> Array:
     `F` is counted in integers, of which the blocks share 2^31 and the tokens of a block its own, refined to as many:
     near 1 a float32 sum moves in steps of 6e-8, which is more than most tokens of a large vocabulary have. A token of
     probability p is drawn for `2^31 p` of the 2^31 numbers, give or take one or two and a part in 10^6 of its block's
-    rounding, so that its frequency is p where p is well above 2^-31 = 5e-10. Lighter tokens are drawn in each other's
-    stead within their block, and a block below 2^-31 is never drawn, nor a token of probability 0.
+    rounding, so that its frequency is p where p is well above 2^-31 = 5e-10; roundings go up and down, so that a tail
+    has its whole mass. Lighter tokens are drawn in each other's stead within their block, and a block below 2^-32 is
+    never drawn, nor a token of probability 0.
     """
     B, V = probabilities.shape
     blocks = jnp.pad(probabilities, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)  # [B, V/BLOCK, BLOCK]
@@ -91,11 +92,12 @@ def _shared_out(mass: Array, number: Array, size: Array) -> tuple[Array, Array, 
     """Of entries that share the numbers below `size` by their mass, the one that `number` falls to.
 
     mass [B, N] f32, number and size [B] i32 -> the entry [B], the number counted from the entry's first, and how many
-    numbers the entry has. Entries get whole numbers, by rounding down, of a little less than `size`, as rounding must
-    not lead beyond what an i32 holds; `number` is moved by what little their sum differs from it.
+    numbers the entry has. Entries get whole numbers, rounded, of a little less than `size`: neither the rounding of N
+    shares nor that of the float32 sum, N 2^-24 of it at most, must lead beyond what an i32 holds. `number` is moved by
+    what their sum differs from `size`.
     """
-    shares = mass / mass.sum(-1, keepdims=True) * (size * jnp.float32(1 - 2.0**-15))[:, None]
-    shares = shares.astype(jnp.int32)
+    shares = mass / mass.sum(-1, keepdims=True) * (size * jnp.float32(1 - 2.0**-12))[:, None]
+    shares = jnp.round(shares).astype(jnp.int32)
     upto = jnp.cumsum(shares, -1)  # exact
     last = upto[:, -1]
     number = number + jnp.floor(number / size.astype(jnp.float32) * (last - size)).astype(jnp.int32)

@@ -108,7 +108,7 @@ def open_rows(
     """Read the prompts and let the first rows begin; arguments as of `sample`. Raises `DecodeError`."""
     P, G, Tc = prompts.index.shape[0], sampling.num_generations, sampling.max_completion_length
     R, M = lanes_and_rows(P, G, sampling.decode_rows, shards=shards_in_context())
-    turns, config = P // R, _decoder(model, R * M * Tc).config
+    turns, config = P // R, _decoder(model, R * M * Tc, sampling).config
     read = read_prompts(model, params, prompts.sequences, turns=turns, unrolled=not config.scan_layers)
     weights = decode_params(rollout_params(params, config, sampling.weights), config)
     keys = row_keys(key, prompts.index, G).reshape(R, turns * G)
@@ -135,7 +135,7 @@ def advance_rows(
 ) -> tuple[Pausing, Seen]:
     """Take what the host gives, then decode at most `steps` tokens of every row that does not wait."""
     slots, Tc = state.slots, sampling.max_completion_length
-    decoder = _decoder(model, slots.t.size * Tc)
+    decoder = _decoder(model, slots.t.size * Tc, sampling)
 
     def going(state: Pausing) -> Array:
         return (state.step < state.until) & (state.slots.active & ~state.waiting).any()
@@ -166,8 +166,8 @@ def nothing_given(state: Pausing, longest: int) -> Given:
     return Given(np.zeros(of_rows, np.int32), np.zeros(of_rows, np.int32), np.zeros((*of_rows, longest), np.int32))
 
 
-def _decoder(model: Decoder, slots: int) -> Decoder:
-    return model.clone(config=decode_config(model.config, mesh_sizes(), slots=slots))
+def _decoder(model: Decoder, slots: int, sampling: Sampling) -> Decoder:
+    return model.clone(config=decode_config(model.config, mesh_sizes(), slots=slots, weights=sampling.weights))
 
 
 def _step(

@@ -66,7 +66,7 @@ def sample(model: Decoder, params: Any, prompts: Prompts, key: Array, *, samplin
     R, M = lanes_and_rows(P, G, sampling.decode_rows, shards=shards_in_context())
     turns = P // R
     refills = M < G or turns > 1
-    decoder = model.clone(config=decode_config(model.config, mesh_sizes(), slots=R * M * Tc))
+    decoder = model.clone(config=decode_config(model.config, mesh_sizes(), slots=R * M * Tc, weights=sampling.weights))
     read = read_prompts(model, params, prompts.sequences, turns=turns, unrolled=not decoder.config.scan_layers)
     weights = decode_params(rollout_params(params, decoder.config, sampling.weights), decoder.config)
     keys = row_keys(key, prompts.index, G).reshape(R, turns * G)

@@ -32,16 +32,15 @@ def temporaries(decoder: DecoderConfig, work: Work, *, tensor: int, platform: st
     if w.sampled is not None:
         parts = (w.sampled, w._replace(sampled=None))
         return max(temporaries(c, part, tensor=tensor, platform=platform) for part in parts)
-    keys = w.prompt_length + w.length
     read = layer(c, w.prompts, w.prompt_length, tensor)
-    prompt_scores = scores(c, w.prompts, w.prompt_length, w.prompt_length, tensor, platform)
+    prompt_scores = scores(c, w.prompts, w.prompt_length, (0, w.prompt_length), tensor, platform)
     prompt = read + prompt_scores
     gathered = 2 * _layer_weights(c) * c.compute_dtype.itemsize / tensor
     if w.cache:
-        decoded = layer(c, w.rows, 1, tensor) + scores(c, w.rows, 1, keys, tensor, platform)
+        decoded = layer(c, w.rows, 1, tensor) + scores(c, w.rows, 1, (w.prompt_length, w.length), tensor, platform)
         return w.cache + w.weights + max(prompt, decoded + 3 * logits(c, w.rows, tensor)) + gathered
     passed = layer(c, w.rows, w.length, tensor)
-    own_scores = scores(c, w.rows, w.length, keys, tensor, platform)
+    own_scores = scores(c, w.rows, w.length, (w.prompt_length, w.length), tensor, platform)
     inside = prompt + passed + own_scores
     chunk = 2 * logits(c, w.rows * min(w.chunk, w.length), tensor)
     if not w.gradient:
@@ -61,17 +60,17 @@ def layer(decoder: DecoderConfig, rows: int, time: int, tensor: int) -> float:
     return rows * time * (4 * c.hidden_size * c.compute_dtype.itemsize + _products(c, tensor))
 
 
-def scores(decoder: DecoderConfig, rows: int, time: int, keys: int, tensor: int, platform: str) -> float:
+def scores(decoder: DecoderConfig, rows: int, time: int, keys: tuple[int, int], tensor: int, platform: str) -> float:
     """Attention scores of one layer that are in memory at once, as its kernel computes them (`attention.py`).
 
-    Of all queries, of those of all pieces with the keys up to each (the CPU's compiler computes pieces side by side:
-    0.47 of plain attention's memory in a forward pass of 1024 tokens), or none: splash keeps its scores on the chip.
-    One query is always plain.
+    `keys` are those shared by a group and a row's own. Of all of both, of the own keys up to each piece (the CPU's
+    compiler computes pieces side by side), or none: splash keeps its scores on the chip. One query is always plain.
     """
     c, kernel = decoder, "xla" if time == 1 else kernel_of(decoder, platform, time)
     pieces = -(-max(time, 1) // piece_of(time))
-    share = {"xla": 1.0, "blocks": (1 + 1 / pieces) / 2, "splash": 0.0}[kernel]
-    return share * rows * time * keys * c.num_heads / tensor * (2 * FLOAT + c.compute_dtype.itemsize)
+    shared, own = keys
+    seen = {"xla": shared + own, "blocks": shared + own * (1 + 1 / pieces) / 2, "splash": 0}[kernel]
+    return rows * time * seen * c.num_heads / tensor * (2 * FLOAT + c.compute_dtype.itemsize)
 
 
 def logits(decoder: DecoderConfig, tokens: int, tensor: int) -> float:

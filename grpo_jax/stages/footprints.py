@@ -210,7 +210,7 @@ def _fused_rl(plant: Plant) -> Iterator[Phase]:
             each,
             frozen=plant.frozen,
             mesh=plant.mesh,
-            longest=(1, longest_decode(plant, c.prompts_per_step, sampling)),
+            longest=(1, *longest_decode(plant, c.prompts_per_step, sampling)),
         ),
     )
 

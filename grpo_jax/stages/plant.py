@@ -151,21 +151,24 @@ def sampling_work(plant: Plant, prompts: int, sampling: Sampling, length: int | 
     values = sum(x.size * x.dtype.itemsize for cache in caches for x in jax.tree.leaves((cache.k, cache.v)))
     sizes = dict(plant.mesh.shape)
     with jax.set_mesh(plant.mesh):  # for its platform
-        layout = decode_config(plant.decoder, sizes).decode_weights
-    weights = decode_bytes(plant.decoder, layout, sizes)
-    if sampling.weights == "int8":  # a byte a number, which are made whether or not they are joined
-        whole = decode_bytes(plant.decoder, "joined" if layout == "stored" else layout, sizes)
-        weights = whole // plant.decoder.compute_dtype.itemsize
+        layout = decode_config(plant.decoder, sizes, slots=R * M * Tc, weights=sampling.weights).decode_weights
+    if sampling.weights == "int8" and layout == "stored":  # integers are made whether or not they are joined
+        layout = "joined"
+    weights = decode_bytes(plant.decoder, layout, sizes, weights=sampling.weights)
     return Work(B, Tc, P, Tp, cache=values // sizes["tensor"], weights=weights)
 
 
-def longest_decode(plant: Plant, prompts: int, sampling: Sampling) -> int:
-    """Steps of a decode loop if no completion ends early: of the one loop, or of each of those that follow another."""
+def longest_decode(plant: Plant, prompts: int, sampling: Sampling) -> tuple[int, ...]:
+    """Steps of a decode loop if no completion ends early: of the one loop, or of each of those that follow another.
+
+    Where lanes take several prompts the loop over tokens is in another (`decode_loop`), which is left out: (1, steps).
+    """
     G, Tc = sampling.num_generations, sampling.max_completion_length
     R, M = lanes_and_rows(prompts, G, sampling.decode_rows, shards=batch_shards(plant.mesh))
     refills = (turns := prompts // R) > 1 or M < G
     blocks = 1 if refills else len(cache_blocks(Tc, sampling.cache_block))
-    return -(-most_steps(turns, G, M, Tc) // blocks)
+    steps = -(-most_steps(turns, G, M, Tc) // blocks)
+    return (1, steps) if turns > 1 else (steps,)
 
 
 def on_a_device(plant: Plant, rows: int) -> int:

@@ -1,8 +1,6 @@
 """Weights in eight bits: how far off, the same sampler in every layout and on a mesh, and what it is refused for."""
 
 import dataclasses
-import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,6 @@ from grpo_jax.models.logprobs import completion_logprobs
 from grpo_jax.models.lora import INPUTS, Lora, attach, init_adapters
 from grpo_jax.models.parameters import init_params
 from grpo_jax.models.quantize import SCALES, QuantizeError, quantize, quantize_params
-from grpo_jax.sampler.sample import sample
 from tests import tiny
 
 
@@ -88,23 +85,6 @@ def test_the_sampler_and_its_gap():
         mask = np.asarray(drawn.completion_mask)
         gaps[weights] = np.abs(np.asarray(scored) - np.asarray(drawn.logprobs))[mask].mean()
     assert gaps["same"] < 1e-5 and 1e-4 < gaps["int8"] < 0.05, gaps
-
-
-@pytest.mark.parametrize("layers", ["scan", "unroll"])
-def test_the_loop_over_tokens_reads_integers(layers):
-    """The compiler makes no matrix of floats from them before it: what is read a token is a byte a number."""
-    model = tiny.decoder(decode_layers=layers, decode_weights="joined", mlp_size=40)
-    params, batch = tiny.host_params(mlp_size=40), tiny.prompts()
-    before = (2,) if layers == "scan" else ()
-    matrices = {(*before, 16, 2, 40), (*before, 40, 16), (*before, 4, 8, 16), (16, tiny.V)}  # gate_up, down, o, head
-    found = {}
-    for weights in ("same", "int8"):
-        settings = tiny.sampling()._replace(weights=weights)
-        compiled = jax.jit(partial(sample, model, sampling=settings)).lower(params, batch, jax.random.key(0)).compile()
-        types = [line.split(" while(")[0] for line in compiled.as_text().splitlines() if " while(" in line]
-        arrays = re.findall(r"(\w+)\[([\d,]+)\]", max(types, key=len))
-        found[weights] = {kind for kind, shape in arrays if tuple(map(int, shape.split(","))) in matrices}
-    assert found == {"same": {"f32"}, "int8": {"s8"}}
 
 
 @pytest.mark.parametrize("layout", ["stored", "joined", "gathered"])

@@ -124,6 +124,21 @@ def test_every_token_of_a_flat_tail_is_drawn_as_often_as_its_probability_says(pe
     assert np.mean(counts[inner]) == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.parametrize("tail", [1e-3, 1e-5, 1e-6])
+def test_a_tail_has_its_whole_mass(tail):
+    """Of 593 uneven blocks beside one that has nearly all, with few numbers each: where they begin, by bisection."""
+    V = 151_936
+    p = np.repeat(np.random.default_rng(0).random(-(-V // 256)), 256)[:V]
+    p = (tail * p / p.sum()).astype(np.float32)
+    p[0] = 1 - tail
+    first, behind = 0, 2**32 - 1  # a number of the first block, and one behind it
+    while behind - first > 1:
+        middle = (first + behind) // 2
+        in_first = int(of_each(jnp.array(p), jnp.array([middle], jnp.uint32))[0]) < 256
+        first, behind = (middle, behind) if in_first else (first, middle)
+    assert (2**32 - behind) / 2**32 == pytest.approx(p[256:].sum(dtype=np.float64), rel=0.02)
+
+
 @pytest.mark.parametrize("u", [0.0, 1.0 - 2.0**-32, 0.5])
 @pytest.mark.parametrize("where", [0, 255, 256, 599])
 def test_impossible_tokens_are_never_drawn(u, where):

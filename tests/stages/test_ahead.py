@@ -1,5 +1,7 @@
 """Programs compiled ahead of time: the bytes are those of the layout, the work is counted by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -140,6 +142,16 @@ def test_work_of_the_programs(compiled):
     assert found["rl: update"].flops == (3 * (prompt + forward) + head(P * G * TC)) / 8
     # The compiler takes the body of a loop once.
     assert 0 < found["rl: update"].compiler_flops < found["rl: update"].flops
+
+
+def test_lanes_with_several_prompts_are_no_more_work(compiled, config, mesh):
+    """Two loops in place of one: as many rows times steps as with all rows at once."""
+    few = dataclasses.replace(config, rl=dataclasses.replace(config.rl, decode_rows=4))
+    found = phases(open_plant(few, decoder().config, mesh))
+    phase = next(phase for phase in found if phase.name == "rl: sampling")
+    with quick_compilation():
+        found = phase.compile().footprint(phase.beside)
+    assert found.flops == takes(compiled)["rl: sampling"].flops
 
 
 def test_a_mesh_that_does_not_divide_is_refused(config):

@@ -106,23 +106,24 @@ def test_a_run_that_goes_on_keeps_what_it_chose(config, tmp_path):
 
 
 def long_rows(config, kernel):
-    """The scoring pass of a group of eight rows of 1024 tokens: its plant, and the phase."""
-    sampling = dataclasses.replace(config.rl.sampling, max_completion_length=1024)
+    """The scoring pass of a group of eight rows of 512 tokens after as long a prompt: its plant, and the phase."""
+    sampling = dataclasses.replace(config.rl.sampling, max_completion_length=512)
     rl = dataclasses.replace(config.rl, prompts_per_step=1, microbatches=1, head_chunk=16, sampling=sampling)
-    plant = plant_of(dataclasses.replace(config, rl=rl))
+    prompt = dataclasses.replace(config.prompt, max_prompt_length=512)
+    plant = plant_of(dataclasses.replace(config, rl=rl, prompt=prompt))
     plant = plant._replace(decoder=dataclasses.replace(plant.decoder, attention_kernel=kernel))
     return plant, next(phase for phase in phases(plant, ("rl",)) if phase.name == "rl: reference log-probabilities")
 
 
 def test_scores_count_as_the_kernel_holds_them(config):
-    """All of plain attention, half of blocks, as the compiler says; none of splash, which `auto` takes on TPUs."""
+    """All of plain attention, half of the own keys of blocks, as the compiler says; none of splash, as on TPUs."""
     guessed, compiled = {}, {}
     for kernel in ("xla", "blocks"):
         plant, phase = long_rows(config, kernel)
         guessed[kernel] = estimated(plant, phase.work)
         compiled[kernel] = phase.compile().footprint().temporaries
-    assert compiled["xla"] / compiled["blocks"] > 1.5
-    assert guessed["xla"] / guessed["blocks"] == pytest.approx(compiled["xla"] / compiled["blocks"], rel=0.5)
+    assert compiled["blocks"] < 0.9 * compiled["xla"]
+    assert guessed["xla"] / guessed["blocks"] == pytest.approx(compiled["xla"] / compiled["blocks"], rel=0.15)
 
     plant, phase = long_rows(config, "auto")
     guess = {on: temporaries(plant.decoder, phase.work, tensor=1, platform=on) for on in ("cpu", "gpu", "tpu")}

@@ -110,10 +110,13 @@ def kill_and_finish(file: Path, folder: Path, *, kills: int, quick: bool = True)
     assert process.returncode == 0, error
     came = 0
     for number in range(3 * kills):
+        left = set(saving(directory))  # by a kill before
         with training(file, directory, quick=quick) as process:
             said, start = until_it_trains(process), time.monotonic()
             end = start + (random.uniform(0.0, shortest) if number % 2 else 300.0)
-            while time.monotonic() < end and process.poll() is None and (number % 2 or not saving(directory)):
+            while (
+                time.monotonic() < end and process.poll() is None and (number % 2 or left.issuperset(saving(directory)))
+            ):
                 time.sleep(0.001)
             process.kill()
             said += process.communicate(timeout=120)[0]
