@@ -109,6 +109,15 @@ def test_weights_are_gathered_once_before_the_decode_loop(step):
     assert not [shape for _, shape, _ in inside if math.prod(shape) > 2**18], inside
 
 
+def test_eight_bits_stay_eight_bits(tmp_path):
+    """The loop over tokens holds the integers: the compiler makes no matrix of floats from them before it."""
+    text = compile_step(tmp_path, "--rl.rollout_weights", "int8", "--rl.importance_cap", "2")["hlo"]["sample"]
+    carried = max((line.split(" while(")[0] for line in text.splitlines() if " while(" in line), key=len)
+    arrays = [(dtype, shape.split(",")) for dtype, shape in re.findall(r"(\w+)\[([\d,]+)\]", carried)]
+    of_mlp = {str(QWEN[name]) for name in ("hidden_size", "intermediate_size")}
+    assert {dtype for dtype, shape in arrays if of_mlp.issubset(shape)} == {"s8"}
+
+
 @pytest.mark.parametrize("program", ["logprobs", "update"])
 def test_layers_are_gathered_one_by_one_and_the_embedding_never(step, program):
     """In the type of the products, too; the output head is the embedding, and is gathered as a head."""
