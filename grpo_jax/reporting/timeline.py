@@ -53,6 +53,7 @@ class Timeline:
 
     def __init__(self, directory: Path, total: int, start: int = 0, clock: Callable[[], float] = time.monotonic):
         self.path = directory / NAME
+        self._total = total
         self._kept = kept_steps(total)
         self._clock = clock
         self._lock = threading.Condition()
@@ -109,9 +110,9 @@ class Timeline:
 
         The host is idle while the loop waits and the graders neither read nor judge. Of a program that runs on, what
         has passed is counted; what was done aside is neither work of the devices nor their waiting. Keeps the spans if
-        it is one of the steps that are kept.
+        it is one of the steps that are kept. The last step ends when all programs have.
         """
-        self._settle()
+        self._settle(everything=step == self._total)
         with self._lock:
             now, began = self._clock(), self._began
             spans, waits = [*self._spans, *self._open(now)], self._waits
@@ -151,9 +152,12 @@ class Timeline:
         start = max(first.started, self._device_free)
         return [Span(DEVICE, first.what, first.step, start, now)] if start < now else []
 
-    def _settle(self) -> None:
-        """Wait until the thread has seen the end of what has ended."""
+    def _settle(self, *, everything: bool = False) -> None:
+        """Wait until the thread has seen the end of what has ended, or of everything."""
         with self._lock:
+            if everything:
+                self._lock.wait_for(lambda: not self._running)
+                return
             over = itertools.takewhile(lambda r: all(array.is_ready() for array in r.arrays), self._running)
             left = len(self._running) - sum(1 for _ in over)
             self._lock.wait_for(lambda: len(self._running) <= left, timeout=1.0)

@@ -1,6 +1,7 @@
 """Spans and idle times with a clock that is turned by hand; the lanes of the report."""
 
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -142,3 +143,17 @@ def test_a_broken_timeline_is_named_and_text_stays_text(tmp_path):
     page = write_report(tmp_path).read_text("utf-8")
     assert "2 lines are not steps with spans" in page and page.count('class="lanes"') == 3
     assert "<b>: 10.0 ms" not in page and "up&lt;b&gt;" in page
+
+
+def test_the_last_step_ends_when_its_programs_have(tmp_path):
+    """Though the loop waited for none of them."""
+
+    def nap(x):
+        time.sleep(0.3)
+        return x
+
+    program = jax.jit(lambda x: jax.pure_callback(nap, jax.ShapeDtypeStruct((), jnp.float32), x))
+    with Timeline(tmp_path, 3) as timeline:
+        timeline.run("update", 3, program, jnp.float32(1))
+        told = timeline.finish(3)
+    assert told["time/device_update_s"] > 0.1
