@@ -1,9 +1,10 @@
 """Runs side by side at equal generated tokens: python launch/compare.py RUN RUN ... [--metric reward] [--stage rl]
 [--out compare.svg]
 
-Prints what the ledgers of the runs (ledger.json of each output_dir) differ in and what each stage took, and plots a
-metric against the tokens that were generated for it, or learnt in a stage that generates none, one line a run. Works
-while the runs go on. Exit codes: 1 unexpected, 2 bad input.
+Prints what the ledgers of the runs (ledger.json of each output_dir) differ in, what settings of speed and layout differ
+(of config.yaml; they change no result), and what each stage took, and plots a metric against the tokens that were
+generated for it, or learnt in a stage that generates none, one line a run. Works while the
+runs go on. Exit codes: 1 unexpected, 2 bad input.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def compare(options: argparse.Namespace):
     )
     from grpo_jax.reporting.files import write_atomically
 
-    yield from tables(ledgers(options.runs))
+    yield from tables(ledgers(options.runs), options.runs)
     metric = options.metric or choose_metric(options.runs, options.stage)
     across = choose_across(options.runs, options.stage)
     words = tokens_in_words(across, options.stage)

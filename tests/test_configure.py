@@ -677,3 +677,15 @@ def test_the_papers_numbers(tmp_path, monkeypatch):
     assert (rl.num_iterations, rl.sampling.max_completion_length) == (1, 1024)
     assert (sft.max_steps, sft.batch_size, sft.max_length) == (500, 256, 4096)
     assert (sft.optimizer.learning_rate, sft.optimizer.lr_scheduler_type) == (5e-5, "constant")
+
+
+def test_nobody_reads_what_is_printed():
+    """`launch/train.py --help | head` is no bad input, and nothing is said of it."""
+    root = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "launch/train.py", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root
+    )
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(60), said) == (141, b"")

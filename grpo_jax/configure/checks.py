@@ -156,8 +156,8 @@ def _rl(rl: RLConfig) -> Iterator[str]:
     apart = [name for name, none in (("sample_parts", 1), ("steps_off_policy", 0)) if getattr(rl, name) != none]
     if rl.fused_steps and apart:
         yield (
-            f"rl.fused_steps is {rl.fused_steps}, and rl.{' and rl.'.join(apart)} arrange work of the host, which "
-            "fused steps have none of; leave one of the two out"
+            f"rl.fused_steps is {rl.fused_steps}, and fused steps have no work of the host that rl."
+            f"{' and rl.'.join(apart)} could arrange; set rl.fused_steps to 0"
         )
     if rl.fused_steps and rl.sampling.stop:
         yield (

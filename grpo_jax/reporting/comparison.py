@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
+from grpo_jax.configure.documents import dotted, read
+from grpo_jax.configure.resume import MAY_CHANGE
 from grpo_jax.reporting.ledger import NAME, read_ledger
-from grpo_jax.reporting.ledger_table import GENERATED, TRAINED, curve, differences, totals_of
+from grpo_jax.reporting.ledger_table import GENERATED, NOT_HERE, TRAINED, as_text, curve, differences, totals_of
 from grpo_jax.reporting.metrics import read_metrics
 
 COLOURS = ("#0b62a8", "#c2410c", "#00795a", "#8a3ffc", "#a16207", "#be185d", "#475569", "#0e7490")
@@ -15,6 +18,7 @@ GREY, RULE, INK = "#5b636d", "#e1e2dc", "#1b1e22"
 WIDTH, HEIGHT = 760, 420
 LEFT, TOP, RIGHT, BOTTOM = 64, 40, 24, 48
 LONGEST = 44  # characters of a value in the table
+WAYS = MAY_CHANGE - {"output_dir", "report_to"}  # settings of how a result is computed
 PREFERRED = ("eval/greedy", "reward", "loss")
 
 Points = Sequence[tuple[float, float]]
@@ -46,13 +50,36 @@ def short_names(runs: Sequence[Path]) -> list[str]:
     raise ComparisonError(f"{', '.join(map(str, runs))}: the same run twice; give each once")
 
 
-def tables(found: Mapping[str, dict]) -> Iterator[str]:
-    """The lines of two tables: what differs, and what each run took."""
+def tables(found: Mapping[str, dict], runs: Sequence[Path]) -> Iterator[str]:
+    """The lines of three tables: what differs, in what way the same was computed, and what each run took."""
     every = list(found.values())
-    for title, rows in (("What differs", differences(every)), ("What was taken", totals_of(every))):
+    parts = {
+        "What differs": differences(every),
+        "How it was computed, where that differs": ways(runs),
+        "What was taken": totals_of(every),
+    }
+    for title, rows in parts.items():
         yield f"{title}:"
         yield from table(["", *found], [[name, *values] for name, values in rows]) if rows else ["  nothing"]
         yield ""
+
+
+def ways(runs: Sequence[Path]) -> list[tuple[str, list[str]]]:
+    """The settings that change no result and are not the same in all runs that have a config.yaml, as it stands."""
+    files = [run / "config.yaml" for run in runs]
+    trees = [dict(leaves(read(file).tree)) if file.exists() else {} for file in files]
+    keys = [key for key in dict.fromkeys(key for tree in trees for key in tree) if not WAYS.isdisjoint(key)]
+    rows = [(dotted(key), [as_text(tree[key]) if key in tree else NOT_HERE for tree in trees]) for key in keys]
+    return [(name, values) for name, values in rows if len(set(values) - {NOT_HERE}) > 1]
+
+
+def leaves(tree: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The values of nested mappings by their keys."""
+    if isinstance(tree, Mapping) and tree:
+        for name, value in tree.items():
+            yield from leaves(value, (*key, name))
+    else:
+        yield key, tree
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -341,6 +341,15 @@ def test_a_stage_that_not_all_have_is_one_line(tmp_path, capsys):
     assert lines == [["sft:", "method", "sft", "-"], ["sft:", "trained", "tokens", "12", "-"]]
 
 
+def test_settings_that_change_no_result_are_told_apart(tmp_path, capsys):
+    runs = [a_run(tmp_path / name, 100) for name in ("one", "two")]
+    for run, rows in zip(runs, (0, 32), strict=True):
+        (run / "config.yaml").write_text(f"output_dir: {run}\nrl: {{decode_rows: {rows}, max_steps: 3}}\n")
+    assert main([*map(str, runs), "--out", str(tmp_path / "x.svg")]) == 0
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["rl.decode_rows", "0", "32"] in said and not any("output_dir" in line for line in said)
+
+
 def test_runs_that_cannot_be_compared(tmp_path, capsys):
     one = a_run(tmp_path / "a" / "run", 100)
     other = a_run(tmp_path / "b" / "run", 100)
