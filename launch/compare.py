@@ -3,8 +3,8 @@
 
 Prints what the ledgers of the runs (ledger.json of each output_dir) differ in, what settings of speed and layout differ
 (of config.yaml; they change no result), and what each stage took, and plots a metric against the tokens that were
-generated for it, or learnt in a stage that generates none, one line a run. Works while the
-runs go on. Exit codes: 1 unexpected, 2 bad input.
+generated for it, or learnt in a stage that generates none, one line a run. Works while the runs go on. Exit codes:
+1 unexpected, 2 bad input.
 """
 
 from __future__ import annotations

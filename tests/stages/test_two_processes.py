@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_runs import begin_with_sft_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -142,8 +143,8 @@ def test_two_processes_go_on_teaching_one_reward_model(tmp_path):
 def test_two_processes_share_a_tool(tmp_path):
     """The first process asks it for both; all of them read the same output at the same token.
 
-    Two hundred steps of teaching round differently on other layouts, so that some of the 16 rows may draw other tokens:
-    both must call the tool and write about as much, and sampler is compared with trainer, which would be apart if
+    Both begin with the same taught weights, as two hundred steps of teaching round differently on other layouts. A row
+    may still draw another token: calls and lengths are compared, and sampler with trainer, which would be apart if
     processes had read different outputs.
     """
     taught = "--sft.source.tool_rate 1 --sft.max_steps 200 --sft.max_length 64 --sft.optimizer.learning_rate 1e-2"
@@ -154,15 +155,16 @@ def test_two_processes_share_a_tool(tmp_path):
     if "no sandbox for programs here" in output:
         pytest.skip(output)
     assert alone.returncode == 0, output
+    begin_with_sft_of(tmp_path / "one" / "out", tmp_path / "two" / "out")
     cluster = ("--coordinator", f"localhost:{free_port()}", "--num_processes", 2, "--process_id")
     both = [start(tmp_path / "two", 2, *flags, *cluster, i) for i in range(2)]
     outputs = [process.communicate(timeout=500)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
     one, two = (metrics(tmp_path / run, "rl") for run in ("one", "two"))
-    for lines in (one, two):
-        assert sum(line["tools/calls"] for line in lines) > 1, "the policy calls the tool, or the test is empty"
+    assert sum(line["tools/calls"] for line in one) > 1, "the policy calls the tool, or the test is empty"
     for a, b in zip(one, two, strict=True):
-        assert b["completions/mean_length"] == pytest.approx(a["completions/mean_length"], rel=0.3)
+        for name in ("tools/calls", "completions/mean_length"):
+            assert b[name] == pytest.approx(a[name], rel=0.15)
         assert max(a["logprob_gap/max"], b["logprob_gap/max"]) < 1e-3
 
 

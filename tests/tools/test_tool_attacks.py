@@ -1,5 +1,6 @@
 """Attacks on the Python tool: each must be contained, and leave the host, the trainer and the next program alone."""
 
+import dataclasses
 import os
 import queue
 import subprocess
@@ -19,7 +20,7 @@ CPU = {"timeout"}
 ENDS = {
     "takes memory in pieces": {"memory", "timeout"},
     "takes memory in shared mappings": {"memory", "timeout"},
-    "takes memory over children": {"ok", "timeout"},  # none could be started
+    "takes memory over children": {"ok"},  # none could be started, which a busy machine has time to say
     "starts threads without end": {"timeout"},
     "recurses without end": {"timeout", "memory", "killed", "error"},
     "floods the runner's channel": {"timeout", "killed"},
@@ -39,7 +40,8 @@ def results(sandbox, before):
         started = time.monotonic()
         futures = {}
         for name in [*attacks.QUICK, *attacks.LASTING]:
-            futures[name] = sandbox.submit(attacks.program(name, host.places()), LIMITS)
+            limits = dataclasses.replace(LIMITS, wall=20.0) if ENDS.get(name) == {"ok"} else LIMITS
+            futures[name] = sandbox.submit(attacks.program(name, host.places()), limits)
         found = {name: future.result() for name, future in futures.items()}
         seconds = time.monotonic() - started
         verdicts = {name: selftest.judged(result, host.content) for name, result in found.items()}
